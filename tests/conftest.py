@@ -1,0 +1,37 @@
+"""Shared by the tests: small random models whose logits vary with everything, so that a wrong position shows."""
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+torch.set_num_threads(2)
+
+
+def random_qwen(vocab_size=40, seed=0, tie=True):
+    """A random Qwen3 whose next-token distributions are far from uniform and differ at every position."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        tie_word_embeddings=tie,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    model = Qwen3ForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    return model
+
+
+@pytest.fixture
+def model():
+    return random_qwen()

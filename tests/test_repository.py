@@ -1,0 +1,102 @@
+"""The promises of the repository as a whole: scripts stand alone, copies do not drift, README commands run."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("toy_bandit.py", "dapo.py", "grpo_n.py", "delta_logp.py", "replace.py", "extrapolate.py")
+SCRIPTS = [ROOT / name for name in NAMES if (ROOT / name).exists()]
+MAY_DIFFER = {"main", "Args", "__post_init__", "draw_curves"}  # what makes each script itself
+
+
+def trees():
+    return {path.stem: ast.parse(path.read_text()) for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_imports_nothing_of_ours_and_no_heavy_peers(path):
+    allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "numpy", "matplotlib", "tqdm"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        found = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        found += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert {name.split(".")[0] for name in found} <= allowed
+        assert not (isinstance(node, ast.Name) and node.id in ("eval", "exec", "pickle"))
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_importing_a_script_does_nothing(path, tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {path.stem}"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0 and found.stdout == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_help_names_every_flag(path):
+    found = subprocess.run([sys.executable, path.name, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0 and "Paper" in found.stdout and "--seed" in found.stdout
+
+
+def test_same_named_functions_are_identical():
+    seen = {}
+    for script, tree in trees().items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name not in MAY_DIFFER:
+                if ast.get_docstring(node):
+                    node.body = node.body[1:]
+                first = seen.setdefault(node.name, (script, ast.dump(node)))
+                assert first[1] == ast.dump(node), f"{node.name} differs between {first[0]}.py and {script}.py"
+
+
+def test_public_functions_have_docstrings_and_maths_is_short():
+    for script, tree in trees().items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name not in ("arg", "main", "append_row"):
+                assert ast.get_docstring(node), f"{script}.py: {node.name}"
+
+
+def readme_commands():
+    """Every line of the README's sh blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.split("#")[0].strip()]
+
+
+SHORT = {  # flags that make a README command take seconds, without changing what it does
+    "dapo.py": "--steps 2 --prompts-per-step 4 --mini-batch 2 --gen-batch 8 --eval-problems 10 --out {tmp}/run",
+    "toy_bandit.py": "--runs 20 --steps 200 --out {tmp}/run",
+}
+
+
+def test_readme_commands_run_in_a_short_form(tmp_path):
+    """Installing and the tests themselves aside, each command of the README is run as written, plus SHORT's flags."""
+    parts = [part.strip() for line in readme_commands() for part in line.split("&&")]
+    python = [shlex.split(part) for part in parts if part.startswith("python ")]
+    scripts = {command[1] for command in python if command[1].endswith(".py")}
+    assert {"dapo.py"} <= scripts
+    for i, command in enumerate(python):
+        name = command[1]
+        if name in SHORT and "--model" not in command:
+            flags = SHORT[name].format(tmp=tmp_path / str(i)).split()
+            found = subprocess.run(
+                [sys.executable, *command[1:], *flags], cwd=ROOT, capture_output=True, text=True, env=os.environ
+            )
+            assert found.returncode == 0, found.stderr
+
+
+def test_ci_runs_the_readme_test_command():
+    tests = [line for line in readme_commands() if "pytest" in line]
+    assert len(tests) == 1
+    assert ".ci/run" not in tests[0] and "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_files_the_readme_and_docs_point_to_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "tiny" / "README.md"]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,252 @@
+"""Whole runs of dapo.py on tiny/base: files, resuming, bad input, learning (numbers: the list of known bugs)."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import dapo
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = "--prompts-per-step 4 --mini-batch 2 --group-size 4 --gen-batch 8 --max-gen-batches 4 --max-response 48"
+SMALL += " --overlong-buffer 8 --eval-every 2 --eval-problems 4 --eval-samples 2 --checkpoint-every 2 --micro-batch 6"
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def run(out, flags="", small=SMALL):
+    return dapo.main(dapo.parse_args(dapo.Args, "", f"{small} --out {out} {flags}".split()))
+
+
+def rows(out, name="metrics.jsonl"):
+    return [json.loads(line) for line in (Path(out) / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of four steps."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    before = os.getcwd()
+    os.chdir(ROOT)
+    assert run(out, "--steps 4 --save-every 2") == 0
+    os.chdir(before)
+    return out
+
+
+def same_files(a, b):
+    for name in ("metrics.jsonl", "samples.jsonl", "model/model.safetensors"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def test_a_run_writes_what_it_promises(whole):
+    names = "config.json metrics.jsonl samples.jsonl timing.jsonl curves.png checkpoint/step_000004/trainer.pt"
+    for name in [*names.split(), "model/model.safetensors", "model_000002/model.safetensors", "model_000004"]:
+        assert (whole / name).exists(), name
+    assert [row["step"] for row in rows(whole)] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in rows(whole) if "test/avg@2" in row] == [0, 2, 4]
+    config = json.loads((whole / "config.json").read_text())
+    assert config["args"]["group_size"] == 4 and config["versions"]["torch"] == torch.__version__
+    model = AutoModelForCausalLM.from_pretrained(whole / "model")
+    assert AutoTokenizer.from_pretrained(whole / "model").chat_template
+    trained, base = load_file(whole / "model/model.safetensors"), load_file(ROOT / "tiny/base/model.safetensors")
+    assert trained.keys() == base.keys() and model.dtype == torch.float32
+
+
+def test_16_first_ratio_is_exactly_one_and_the_second_is_not(tmp_path):
+    assert run(tmp_path / "one", "--steps 1 --mini-batch 4 --lr 1e-3 --warmup-steps 0") == 0
+    first = rows(tmp_path / "one")[1]
+    assert first["ratio"] == pytest.approx(1, abs=1e-6)  # a sum of micro-batches' shares: one rounding each
+    assert first["kl"] == first["clip_low"] == first["clip_high"] == 0.0
+    assert run(tmp_path / "two", "--steps 1 --mini-batch 2 --lr 1e-3 --warmup-steps 0 --max-gen-batches 20") == 0
+    second = rows(tmp_path / "two")[1]
+    assert abs(second["ratio"] - 1) > 1e-5 and second["kl"] > 1e-7
+    assert first["sampler_gap"] < 1e-5
+
+
+def test_17_one_step_moves_nearly_every_parameter(tmp_path):
+    assert run(tmp_path / "run", "--steps 1 --lr 1e-6 --warmup-steps 0") == 0
+    after, before = (load_file(p / "model.safetensors") for p in (tmp_path / "run/model", ROOT / "tiny/base"))
+    moved = [(after[k] != before[k]).float().mean().item() for k in before]
+    assert np.mean(moved) > 0.9
+
+
+def test_24_alpha_zero_trains_bit_for_bit_like_dapo(tmp_path, whole):
+    for kind in ("low-prob", "dominate", "ppl"):
+        assert run(tmp_path / kind, f"--steps 2 --reweight {kind} --alpha 0") == 0
+        lines = [(p / "metrics.jsonl").read_text().splitlines()[:3] for p in (tmp_path / kind, whole)]
+        assert lines[0] == lines[1] and len(lines[0]) == 3
+    assert run(tmp_path / "on", "--steps 2 --reweight low-prob --alpha 0.5") == 0
+    assert rows(tmp_path / "on")[1]["grad_norm"] != rows(whole)[1]["grad_norm"]
+
+
+def test_28_evaluation_leaves_training_bit_identical(tmp_path, whole):
+    assert run(tmp_path / "run", "--steps 4 --eval-every 3 --eval-samples 3") == 0
+    for row, other in zip(rows(whole), rows(tmp_path / "run"), strict=True):
+        assert {k: v for k, v in row.items() if "test/" not in k} == {
+            k: v for k, v in other.items() if "test/" not in k
+        }
+
+
+def test_12_micro_batch_and_checkpointing_change_only_rounding(tmp_path, whole):
+    assert run(tmp_path / "run", "--steps 1 --micro-batch 1 --gradient-checkpointing") == 0
+    for key, value in rows(whole)[1].items():
+        assert rows(tmp_path / "run")[1][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+def test_29_resume_is_bit_identical(tmp_path, whole):
+    out = tmp_path / "run"
+    assert run(out, "--steps 2") == 0
+    assert run(out, "--steps 4 --resume") == 0
+    same_files(out, whole)
+
+
+KILLED = """
+import os, signal, sys, dapo
+write = dapo.append_row
+def write_and_die(path, row):
+    write(path, row)
+    if path.name == "metrics.jsonl" and row["step"] == 3:
+        with open(path, "a") as file:
+            file.write('{"step": 4, "cut sh')  # what a kill in mid-write leaves
+        os.kill(os.getpid(), signal.SIGKILL)
+dapo.append_row = write_and_die
+dapo.main(dapo.parse_args(dapo.Args, "", sys.argv[1:]))
+"""
+
+
+def test_29_resume_after_kill_9_in_mid_run(tmp_path, whole):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, *f"{SMALL} --out {out} --steps 4".split()]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -signal.SIGKILL
+    assert [p.name for p in (out / "checkpoint").iterdir()] == ["step_000002"]
+    assert run(out, "--steps 4 --resume") == 0
+    same_files(out, whole)
+
+
+def test_ctrl_c_saves_and_resumes(tmp_path, whole, monkeypatch):
+    out, steps = tmp_path / "run", []
+    describe = dapo.describe
+
+    def interrupting(parts):  # ctrl-C in the middle of step 1
+        if "reward" in parts[0] and not steps:
+            steps.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+        return describe(parts)
+
+    monkeypatch.setattr(dapo, "describe", interrupting)
+    assert run(out, "--steps 4 --checkpoint-every 100") == 130
+    assert [row["step"] for row in rows(out)] == [0, 1] and (out / "curves.png").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    assert run(out, "--steps 4 --resume") == 0
+    same_files(out, whole)
+
+
+def test_resume_before_the_first_checkpoint_starts_over(tmp_path, whole):
+    out = tmp_path / "run"
+    assert run(out, "--steps 2 --checkpoint-every 100") == 0
+    for folder in (out / "checkpoint").iterdir():
+        folder.rename(folder.with_suffix(".tmp"))  # as if the kill had come while it was written
+    assert run(out, "--steps 4 --resume") == 0
+    same_files(out, whole)
+
+
+def test_no_informative_group_is_logged_and_survived(tmp_path):
+    problems = tmp_path / "impossible.jsonl"
+    problems.write_text(json.dumps({"prompt": "1+1+1+1+1?", "answer": "no number"}) + "\n")
+    assert run(tmp_path / "run", f"--steps 1 --train {problems}") == 0  # a file of one row, too
+    row = rows(tmp_path / "run")[1]
+    assert row["groups"] == 0 and row["prompts_sampled"] == 16 and "loss" not in row
+    after, before = (load_file(p / "model.safetensors") for p in (tmp_path / "run/model", ROOT / "tiny/base"))
+    assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+def test_one_token_responses(tmp_path):
+    assert run(tmp_path / "run", "--steps 1 --max-response 1 --overlong-buffer 0") == 0
+    assert rows(tmp_path / "run")[1]["length"] == 1.0
+
+
+def test_top_p_rollouts_are_scored_by_the_full_softmax(tmp_path):
+    assert run(tmp_path / "run", "--steps 1 --rollout-top-p 0.7 --mini-batch 4") == 0
+    row = rows(tmp_path / "run")[1]
+    assert row["kl"] == 0.0 and row["sampler_gap"] < 1e-5
+
+
+def test_it_learns(tmp_path):
+    """Thirty small steps from the base raise accuracy in training well beyond its noise."""
+    flags = "--steps 30 --prompts-per-step 8 --mini-batch 8 --group-size 8 --gen-batch 16 --max-response 64 --lr 3e-4"
+    assert run(tmp_path / "run", f"{flags} --eval-every 30 --eval-problems 60 --warmup-steps 0", small="") == 0
+    found = rows(tmp_path / "run")
+    early, late = (np.mean([row["accuracy"] for row in part]) for part in (found[1:6], found[-5:]))
+    assert late > early + 0.05
+    assert found[-1]["test/length"] > found[0]["test/length"]
+
+
+BAD = {
+    "--train nowhere.jsonl": "nowhere.jsonl",
+    "--train {tmp}/empty.jsonl": "empty.jsonl",
+    "--test {tmp}/notjson.jsonl": "notjson.jsonl, line 2",
+    "--train {tmp}/noanswer.jsonl": 'noanswer.jsonl, line 1: "answer"',
+    "--train {tmp}/long.jsonl": "long.jsonl, line 1",
+    "--train {tmp}/letters.jsonl": "vocabulary",
+    "--model tiny/nothing": "tiny/nothing",
+    "--model tiny": "tiny",
+    "--model /nowhere/at/all": "/nowhere/at/all",
+    "--group-size 1": "--group-size",
+    "--group-size 0": "--group-size",
+    "--mini-batch 3": "--mini-batch",
+    "--overlong-buffer 99": "--overlong-buffer",
+    "--rollout-top-p 0": "--rollout-top-p",
+    "--temperature 0": "--temperature",
+    "--lr nan": "--lr",
+    "--out {tmp}/empty.jsonl/run": "--out",
+    "--resume": "--resume",
+    "--device tpu": "--device",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input_is_one_sentence(tmp_path, flags):
+    good = {"prompt": "1+1+1+1?", "answer": "4"}
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "notjson.jsonl").write_text(json.dumps(good) + "\nnot json\n")
+    (tmp_path / "noanswer.jsonl").write_text('{"prompt": "1+1?"}\n')
+    (tmp_path / "long.jsonl").write_text(json.dumps(good | {"prompt": "1" + "+1" * 200 + "?"}) + "\n")
+    (tmp_path / "letters.jsonl").write_text(json.dumps(good | {"prompt": "What is 1+1?"}) + "\n")
+    with pytest.raises(dapo.InputError) as error:
+        run(tmp_path / "run", flags.format(tmp=tmp_path))
+    message = str(error.value)
+    assert BAD[flags] in message and "\n" not in message and len(message) < 400
+
+
+def test_a_second_run_on_the_same_folder_must_say_what_it_wants(whole, tmp_path):
+    for flags, says in (("--steps 4", "--overwrite"), ("--steps 4 --resume --lr 1e-3", "--lr 0.0001")):
+        with pytest.raises(dapo.InputError, match=says):
+            run(whole, flags)
+    assert run(tmp_path / "run", "--steps 1") == 0
+    assert run(tmp_path / "run", "--steps 1 --overwrite") == 0
+
+
+@pytest.mark.parametrize("argument", ["--train nowhere.jsonl", "--no-such-flag", "--group-size 1"])
+def test_the_command_itself_exits_with_2_and_no_traceback(argument):
+    command = [sys.executable, "dapo.py", *argument.split()]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2 and "Traceback" not in found.stderr and "dapo.py: error:" in found.stderr
+    if "no-such" not in argument:
+        assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_every_argument_has_a_help_text():
+    assert all(f.metadata["help"] for f in dataclasses.fields(dapo.Args))
