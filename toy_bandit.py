@@ -182,7 +182,7 @@ def share_with_interval(hits):
     return p, max(0.0, centre - half), min(1.0, centre + half)
 
 
-def describe(rewards, probs):
+def outcome(rewards, probs):
     """What became of the runs: a dict for the table. probs (runs, steps + 1, actions) of run_bandit.
 
     The exploration stage begins where the median probability of the most exploited arm (the best but one) peaks, if the
@@ -287,7 +287,7 @@ def draw_curves(path, title, panels, args):
         probs = run_bandit(**({"n_runs": args.runs, "seed": args.seed} | how))
         flow = expected_flow(**{k: v for k, v in how.items() if k != "n_runs"})
         gap = {"median - flow": float(np.abs(np.median(probs, axis=0) - flow).max())}
-        table.append({"figure": path.stem, "panel": name} | describe(how["rewards"], probs) | gap)
+        table.append({"figure": path.stem, "panel": name} | outcome(how["rewards"], probs) | gap)
         x = np.unique(np.linspace(0, how["steps"], 400).astype(int))
         low, median, high = np.quantile(probs[:, x], (0.1, 0.5, 0.9), axis=0)
         for arm in range(probs.shape[2]):
@@ -318,7 +318,7 @@ def draw_negative(path, args):
         for signs, colour in zip(("both", "positive", "negative"), ("black", "tab:blue", "tab:red"), strict=True):
             how = {"optimizer": optimizer, "lr": lr, "signs": signs, "steps": args.steps, "n_runs": args.runs}
             probs = run_bandit(REWARDS, start, seed=args.seed, **how)
-            table.append({"figure": path.stem, "panel": f"{optimizer}, {signs}"} | describe(REWARDS, probs))
+            table.append({"figure": path.stem, "panel": f"{optimizer}, {signs}"} | outcome(REWARDS, probs))
             x = np.unique(np.geomspace(1, args.steps, 150).astype(int))
             low, median, high = np.quantile(probs[:, x, 1], (0.1, 0.5, 0.9), axis=0)
             column[0].fill_between(x, low, high, color=colour, alpha=0.2, lw=0)

@@ -51,8 +51,9 @@ def test_same_named_functions_are_identical():
             if isinstance(node, ast.FunctionDef) and node.name not in MAY_DIFFER:
                 if ast.get_docstring(node):
                     node.body = node.body[1:]
-                first = seen.setdefault(node.name, (script, ast.dump(node)))
-                assert first[1] == ast.dump(node), f"{node.name} differs between {first[0]}.py and {script}.py"
+                first, code = seen.setdefault(node.name, (script, ast.dump(node)))
+                same = code == ast.dump(node)  # compared here, so that pytest does not print two trees
+                assert same, f"{node.name} differs between {first}.py and {script}.py"
 
 
 def test_public_functions_have_docstrings_and_maths_is_short():

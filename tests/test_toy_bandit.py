@@ -12,11 +12,11 @@ from toy_bandit import (
     POLICY,
     REWARDS,
     InputError,
-    describe,
     expected_flow,
     expected_logit_update,
     logit_update,
     logprob_change,
+    outcome,
     run_bandit,
     share_with_interval,
 )
@@ -109,12 +109,12 @@ def test_logprob_change_is_first_order():
 
 def test_two_stages_and_their_marker():
     probs = run_bandit(REWARDS, POLICY, n_runs=100)
-    found = describe(REWARDS, probs)
+    found = outcome(REWARDS, probs)
     flow = expected_flow(REWARDS, POLICY, 4000)
     assert abs(found["exploration starts"] - flow[:, 0].argmax()) < 100
     assert probs[:, 200, 0].mean() > 0.7 > probs[:, 200, 1].mean() + 0.5  # exploited first
     assert found["reached"][0] > 0.95 and found["died"][0] == 0
-    assert describe(REWARDS, probs[:, :100])["exploration starts"] is None
+    assert outcome(REWARDS, probs[:, :100])["exploration starts"] is None
     assert np.allclose(probs.sum(axis=2), 1, atol=1e-5)
 
 
