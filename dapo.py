@@ -241,14 +241,13 @@ def pass_at_k(n, c, k):
 def load_model(name, device):
     """(tokenizer, model) with fp32 parameters: in bf16, steps of 1e-6 round away. Reads safetensors only."""
     try:
-        if (
-            not Path(name).exists() and "/" in name and Path(name).parent.is_dir()
-        ):  # a path, then, not a name on the hub
-            raise OSError("there is no such folder")
+        is_path = Path(name).exists() or ("/" in name and Path(name).parent.is_dir())  # else a name on the hub
+        if is_path and not Path(name, "config.json").exists():
+            raise OSError("there is no such folder, or no config.json in it")
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"no model at '{name}': {' '.join(str(error).split())[:250]}") from None
+        raise InputError(f"no model at '{name}': {' '.join(str(error).split())[:200]}") from None
     return tokenizer, model.to(device)
 
 
@@ -428,7 +427,9 @@ def normalize_answer(answer):
     s = answer.replace("\u2212", "-").replace("\\$", "").replace("$", "").replace("\\%", "%").replace("{,}", ",")
     s = re.sub(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|~|\^?(?:\\circ(?![a-zA-Z])|\{\\circ\})|°", "", s)
     s = re.sub(
-        r"\\[dt]?frac(?![a-zA-Z])\s*(?:(\d)\s*(\d))?", lambda m: r"\frac" + (f"{{{m[1]}}}{{{m[2]}}}" if m[1] else ""), s
+        r"\\[dt]?frac(?![a-zA-Z])\s*(?:([0-9])\s*([0-9]))?",
+        lambda m: r"\frac" + (f"{{{m[1]}}}{{{m[2]}}}" if m[1] else ""),
+        s,
     )
     return re.sub(r"\s+", " ", s).strip().removesuffix(".")
 

@@ -71,6 +71,8 @@ def readme_commands():
 
 SHORT = {  # flags that make a README command take seconds, without changing what it does
     "dapo.py": "--steps 2 --prompts-per-step 4 --mini-batch 2 --gen-batch 8 --eval-problems 10 --out {tmp}/run",
+    "grpo_n.py": "--steps 2 --prompts-per-step 4 --mini-batch 2 --gen-batch 4 --eval-problems 10 --passk-samples 2"
+    " --out {tmp}/run",
     "toy_bandit.py": "--runs 20 --steps 200 --out {tmp}/run",
 }
 

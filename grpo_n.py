@@ -1,0 +1,917 @@
+"""GRPO and GSPO, and learning from mistakes alone: only relative-negative responses give a gradient (GRPO-N, GSPO-N).
+
+What it shows: an algorithm that only ever lowers what failed does not tell the policy what to repeat. Mass flows to
+everything else, in proportion to what is already likely, and entropy need not collapse. `--algorithm grpo-n` and
+`gspo-n` differ from their parents by one line. The file reads as dapo.py, with what is new marked `# new to GRPO-N`.
+
+  Paper B: "The Debate on RLVR Reasoning Capability Boundary" (arXiv 2510.04028), sections 2 and 4, appendices B.5, C
+  GRPO:    "DeepSeekMath" (arXiv 2402.03300)        GSPO: "Group Sequence Policy Optimization" (arXiv 2507.18071)
+
+The equations, tagged (1) to (9) in the code:
+  (1) R_i = 1 if the final answer is right, else 0                                                    paper B, section 2
+  (2) A_i = (R_i - mean R) / std R over the G responses to one prompt, the same for every token       paper B, section 2
+  (3) A_i <- A_i 1[A_i < 0] for the -N variants, after (2): the denominators stay those of the group  paper B, app. B.5
+  (4) w_it = pi(y_it) / pi_old(y_it)                                                                  GRPO
+  (5) J = 1/G sum_i 1/|y_i| sum_t min(w_it A_i, clip(w_it, 1 - eps, 1 + eps) A_i)                     GRPO
+  (6) w_i = exp(1/|y_i| sum_t log(pi(y_it) / pi_old(y_it))), and (5) with w_i for every w_it          GSPO
+  (7) - beta KL(pi || pi_ref), estimated by pi_ref/pi - log(pi_ref/pi) - 1 for each token ("k3")      GRPO
+  (8) + c H: entropy bonus, the mean over tokens of the full-vocabulary entropy                       paper B, section 4
+  (9) pass@k = E_x[1 - C(n - c, k) / C(n, k)]                                                         paper B, section 4
+
+Differs from the paper: the defaults are sized for the tiny model (docs/grpo_n.md has the paper's, and the sweep that
+chose the learning rates); bf16 autocast over fp32 parameters; the old log-probs come from the same code on the same
+micro-batches as the update, so that the first ratio is exactly 1; k3 is averaged per sequence like (5).
+
+    python grpo_n.py                                     # GRPO on the tiny Qwen3, two CPU cores
+    python grpo_n.py --algorithm grpo-n --out runs/grpo_n/grpo-n
+    python grpo_n.py --steps 0 --model tiny/rlvr --out runs/grpo_n/evaluate-rlvr        # pass@k of a checkpoint
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import transformers
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+class InputError(ValueError):
+    """Something that the user can mend: one sentence that names the file or flag, and the mend."""
+
+
+# ----------------------------------------------------------------------------------------------------------- arguments
+def arg(default, text, low=-math.inf, high=math.inf, choices=None):
+    return dataclasses.field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
+
+
+LR = {"grpo": 3e-4, "grpo-n": 1e-4, "gspo": 1e-4, "gspo-n": 1e-4}  # studies/grpo_n_lr.py; for the tiny model
+
+
+@dataclass(frozen=True)
+class Args:
+    algorithm: str = arg("grpo", "objective", choices=("grpo", "grpo-n", "gspo", "gspo-n"))
+    model: str = arg("tiny/base", "base model: a folder, or a name on the hub; also the frozen reference of the KL")
+    train: str = arg("tiny/train.jsonl", 'training problems, one {"prompt": ..., "answer": ...} a line')
+    test: str = arg("tiny/test.jsonl", "test problems, same format")
+    out: str = arg("runs/grpo_n/default", "folder of this run")
+    resume: bool = arg(False, "go on from the last checkpoint in --out")
+    overwrite: bool = arg(False, "delete the run that --out holds")
+    seed: int = arg(1, "of sampling and data order", 0)
+    device: str = arg("auto", "auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    dtype: str = arg("auto", "autocast; auto is bf16 on CUDA, else fp32", choices=("auto", "fp32", "bf16"))
+    # the objective
+    eps: float = arg(0.2, "clip range of the token ratio (GRPO)", 0, 1)
+    gspo_eps_low: float = arg(3e-4, "lower clip range of the sequence ratio; the GSPO paper's", 0, 1)
+    gspo_eps_high: float = arg(4e-4, "upper clip range of the sequence ratio; the GSPO paper's", 0)
+    kl_coef: float = arg(1e-3, "beta of the k3-KL to the base; 0 loads no reference", 0)
+    entropy_coef: float = arg(
+        0.0, "entropy bonus c (the paper: 1e-4); above 0 an update costs a second forward pass", 0
+    )
+    # rollouts
+    steps: int = arg(140, "rollout steps in all; 0 only evaluates --model", 0)
+    prompts_per_step: int = arg(32, "prompts in a step", 1)
+    group_size: int = arg(8, "responses to a prompt, G", 1)
+    gen_batch: int = arg(32, "prompts decoded side by side", 1)
+    max_response: int = arg(128, "response limit, in tokens", 1)
+    temperature: float = arg(1.0, "of sampling and of every log-prob in training", 1e-3)
+    # optimisation
+    lr: float = arg(0.0, f"learning rate of AdamW; 0: the algorithm's own, {LR}", 0)
+    warmup_steps: int = arg(10, "rollout steps of linear warm-up", 0)
+    weight_decay: float = arg(0.1, "decoupled weight decay", 0)
+    max_grad_norm: float = arg(1.0, "gradient clipping", 0)
+    mini_batch: int = arg(16, "prompts in an optimiser step", 1)
+    micro_batch: int = arg(32, "responses in one forward and backward pass: memory and speed, not the gradient", 1)
+    gradient_checkpointing: bool = arg(False, "recompute activations in the backward pass")
+    # evaluation and files
+    eval_every: int = arg(20, "steps between evaluations; also before the first and after the last", 1)
+    eval_problems: int = arg(0, "evaluate on the first N test problems; 0: all", 0)
+    eval_samples: int = arg(4, "responses to a test problem at each evaluation, next to the greedy one", 1)
+    passk_samples: int = arg(64, "responses to a problem for pass@k of base and trained model at the end; 0: none", 0)
+    passk_problems: int = arg(100, "the first N test problems for pass@k; 0: all", 0)
+    passk_temperature: float = arg(1.0, "sampling temperature of pass@k (the paper: 0.6)", 1e-3)
+    passk_top_p: float = arg(1.0, "nucleus of pass@k (the paper: 0.95)", 1e-6, 1)
+    checkpoint_every: int = arg(20, "steps between checkpoints; the last two are kept", 1)
+    save_every: int = arg(0, "keep a numbered model every N steps; 0: only the last", 0)
+
+    def __post_init__(self):
+        if self.lr == 0:
+            object.__setattr__(self, "lr", LR[self.algorithm])
+        for f in dataclasses.fields(self):
+            value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
+            if not isinstance(value, str) and not low <= value <= high:
+                raise InputError(f"--{f.name.replace('_', '-')} {value}: it must lie in [{low}, {high}]")
+        if self.group_size < 2:
+            raise InputError("--group-size 1: a group of one has no relative advantage; take at least 2")
+        if self.prompts_per_step % self.mini_batch:
+            raise InputError("--prompts-per-step must be a multiple of --mini-batch")
+        if self.resume and self.overwrite:
+            raise InputError("--resume and --overwrite exclude each other")
+
+
+def parse_args(cls, doc, argv=None):
+    """The fields of dataclass `cls` as command-line flags; returns an instance. Unknown flags are errors."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in dataclasses.fields(cls):
+        how = {"help": f"{f.metadata['help']} (default: {f.default})", "default": f.default}
+        if isinstance(f.default, bool):
+            how["action"] = argparse.BooleanOptionalAction
+        else:
+            how |= {"type": type(f.default), "choices": f.metadata["choices"]}
+        parser.add_argument("--" + f.name.replace("_", "-"), **how)
+    return cls(**vars(parser.parse_args(argv)))
+
+
+# ------------------------------------------------------------------------------------------------ maths: tensors alone
+def group_advantages(rewards):
+    """Rewards normalised in their group (DAPO eq. 9): (B, G) -> (B, G).
+
+    Sample standard deviation (n - 1) plus 1e-6, as in the released code. A group of equal rewards, or of one response,
+    gets exactly 0, where a division of rounding noise by 1e-6 would not.
+    """
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
+    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
+    return (centred / (std + 1e-6)).masked_fill(equal, 0.0)  # (2)
+
+
+# new to GRPO-N, from here to gspo_loss: in the place of DAPO's reweighting and loss
+def negative_only(adv):
+    """Keep the advantages below 0, drop the rest: any shape -> same shape (paper B, appendix B.5).
+
+    Takes advantages that were normalised over the whole group; nothing is recentred or rescaled afterwards.
+    """
+    return adv * (adv < 0)  # (3)
+
+
+def kl_k3(logp, logp_ref):
+    """The k3 estimate of KL(pi || pi_ref) for each token drawn from pi: any shape -> same shape, never negative.
+
+    Its gradient on samples of pi is that of the KL up to second order in log pi_ref / pi; that of the log-ratio alone
+    ("k1") is zero in expectation.
+    """
+    log_ratio = logp_ref.detach() - logp
+    return log_ratio.exp() - log_ratio - 1  # (7)
+
+
+def grpo_loss(logp, logp_old, adv, mask, eps=0.2, logp_ref=None, kl_coef=0.0, n_sequences=None):
+    """Sequence-mean clipped objective (GRPO), negated: (N, T) each, mask 1 on response tokens -> (loss, stats).
+
+    Each response is averaged over its own tokens, then responses over n_sequences (default N); a micro-batch passes the
+    count of its whole optimiser step, and gradients and stats of the micro-batches then add up to the step's. With
+    kl_coef > 0 the k3-KL to logp_ref is added. Stats, weighted like the loss: `clip_low`, `clip_high`, shares of tokens
+    whose gradient the clip set to 0; `ratio`; `kl`, k3 of old against new; `kl_ref`.
+    """
+    n_sequences = len(logp) if n_sequences is None else n_sequences
+    weight = mask / mask.sum(1, keepdim=True).clamp(min=1) / n_sequences  # 1/G 1/|y_i|
+    log_ratio = (logp - logp_old.detach()).masked_fill(mask == 0, 0.0)
+    ratio = log_ratio.exp()  # (4)
+    objective = torch.min(ratio * adv, ratio.clamp(1 - eps, 1 + eps) * adv)  # (5)
+    stats = {
+        "clip_low": (adv < 0) & (ratio < 1 - eps),
+        "clip_high": (adv > 0) & (ratio > 1 + eps),
+        "ratio": ratio,
+        "kl": ratio - 1 - log_ratio,
+    }
+    if kl_coef > 0:
+        log_ratio_ref = (logp_ref.detach() - logp).masked_fill(mask == 0, 0.0)
+        stats["kl_ref"] = log_ratio_ref.exp() - log_ratio_ref - 1  # (7)
+        objective = objective - kl_coef * stats["kl_ref"]
+    loss = -(objective * weight).sum()
+    return loss, {name: (value.detach() * weight).sum() for name, value in stats.items()}
+
+
+def gspo_loss(logp, logp_old, adv, mask, eps_low=3e-4, eps_high=4e-4, logp_ref=None, kl_coef=0.0, n_sequences=None):
+    """Clipped objective of the sequence ratio (GSPO), negated; arguments, result and stats as in grpo_loss.
+
+    The ratio is the geometric mean of a response's token ratios, so its clip range is some hundred times narrower. adv
+    (N, T) holds one value a row. Clip shares and `ratio` are over responses.
+    """
+    n_sequences = len(logp) if n_sequences is None else n_sequences
+    n_tokens = mask.sum(1).clamp(min=1)  # (N,)
+    log_ratio = (logp - logp_old.detach()).masked_fill(mask == 0, 0.0)
+    ratio, adv = (log_ratio.sum(1) / n_tokens).exp(), adv[:, 0]  # (6)
+    objective = torch.min(ratio * adv, ratio.clamp(1 - eps_low, 1 + eps_high) * adv)  # (5)
+    present = mask.sum(1) > 0
+    stats = {
+        "clip_low": (adv < 0) & (ratio < 1 - eps_low),
+        "clip_high": (adv > 0) & (ratio > 1 + eps_high),
+        "ratio": ratio,
+        "kl": (log_ratio.exp() - 1 - log_ratio).sum(1) / n_tokens,
+    }
+    if kl_coef > 0:
+        log_ratio_ref = (logp_ref.detach() - logp).masked_fill(mask == 0, 0.0)
+        stats["kl_ref"] = (log_ratio_ref.exp() - log_ratio_ref - 1).sum(1) / n_tokens  # (7)
+        objective = objective - kl_coef * stats["kl_ref"]
+    loss = -objective.masked_fill(~present, 0.0).sum() / n_sequences
+    return loss, {name: (value.detach() * present).sum() / n_sequences for name, value in stats.items()}
+
+
+def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
+    """Draw one token a row from softmax(logits / temperature), cut to its nucleus if top_p < 1. logits (N, V).
+
+    Returns (tokens, logp, entropy), (N,) each: log-prob and entropy, in nats, of the full softmax at that temperature,
+    before the cut. Temperature 0 is greedy; its logp and entropy are those of temperature 1.
+    """
+    logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    entropy = torch.special.entr(logp.exp()).sum(-1)
+    scores = logp
+    if top_p < 1:  # the smallest set of likeliest tokens whose probability reaches top_p
+        ordered, order = logp.exp().sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p
+        scores = logp.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -math.inf)
+    if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise is an exact draw
+        scores = scores - torch.empty_like(logp).exponential_(generator=generator).log()
+    tokens = scores.argmax(-1)
+    return tokens, logp.gather(-1, tokens[:, None])[:, 0], entropy
+
+
+def pass_at_k(n, c, k):
+    """Unbiased pass@k = 1 - C(n - c, k) / C(n, k) (paper B, section 4); c of n samples are right: arrays or numbers."""
+    n, c = np.broadcast_arrays(n, c)
+    if k < 1 or np.any(k > n) or np.any(c > n) or np.any(c < 0):
+        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n; got k = {k}, n = {n}, c = {c}")
+    miss = [
+        np.prod(1.0 - k / np.arange(m - s + 1, m + 1)) if m - s >= k else 0.0
+        for m, s in np.stack([n, c], -1).reshape(-1, 2)
+    ]
+    return 1.0 - np.reshape(miss, n.shape)
+
+
+def answer_entropy(answers):  # new to GRPO-N
+    """Entropy in nats of the distinct answers to one prompt (paper B, table 4); None, an unparsable one, is a class."""
+    p = np.array(list(Counter(answers).values())) / max(1, len(answers))
+    return float(-(p * np.log(p)).sum() + 0.0)
+
+
+# --------------------------------------------------------------------------------------------------- model in and out
+def load_model(name, device):
+    """(tokenizer, model) with fp32 parameters: in bf16, steps of 1e-6 round away. Reads safetensors only."""
+    try:
+        is_path = Path(name).exists() or ("/" in name and Path(name).parent.is_dir())  # else a name on the hub
+        if is_path and not Path(name, "config.json").exists():
+            raise OSError("there is no such folder, or no config.json in it")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no model at '{name}': {' '.join(str(error).split())[:200]}") from None
+    return tokenizer, model.to(device)
+
+
+def pick_device(name):
+    """The torch.device of that name; "auto" is CUDA where there is one, else the CPU."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name} is not to be had here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def eos_token_ids(model, tokenizer):
+    """Every id that ends a response: base models stop at <|endoftext|>, chat models at <|im_end|>."""
+    ids = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])}
+    return sorted(ids - {None})
+
+
+def encode_prompts(tokenizer, problems, path, limit):
+    """Token ids of every prompt, in the tokenizer's chat template if it has one; InputError names the line."""
+    rows = []
+    for line, problem in enumerate(problems, start=1):
+        text, chat = problem["prompt"], tokenizer.chat_template is not None
+        if chat:
+            message = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=not chat)["input_ids"]
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+            raise InputError(f"{path}, line {line}: the prompt has characters that the model's vocabulary lacks")
+        if len(ids) > limit:
+            raise InputError(
+                f"{path}, line {line}: the prompt has {len(ids)} tokens, but the model's context less --max-response "
+                f"leaves {limit}; shorten the prompt or lower --max-response"
+            )
+        rows.append(ids)
+    return rows
+
+
+@torch.no_grad()
+def rollout(
+    model, prompts, group_size, max_new_tokens, eos_ids, pad_id, temperature=1, top_p=1, n_vocab=None, generator=None
+):
+    """Sample group_size responses to each of B prompts (lists of ids), keeping what each token was drawn from.
+
+    A prompt is read once and its cache repeated for the group; a row that draws one of eos_ids leaves batch and cache.
+    Tokens come from the full softmax at `temperature` (generation_config is not consulted) or its nucleus top_p; ids
+    from n_vocab on, which pad the embedding matrix, are never drawn. Returns tensors of N = B * group_size rows in
+    group order, T the longest response; all but `finished` are (N, T), right-padded:
+      tokens    response ids, EOS included, then pad_id      mask      1 on response tokens, by position
+      logp      log-prob of the token, full softmax          entropy   of that softmax, in nats
+      finished  (N,) False where max_new_tokens cut the response
+    """
+    was_training = model.training
+    model.eval()  # in train mode, gradient checkpointing would switch the cache off
+    width, device = max(map(len, prompts)), model.device
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    position = (attention.cumsum(1) - 1).clamp(min=0)  # left padding must not shift positions
+    out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
+    cache = out.past_key_values
+    cache.batch_repeat_interleave(group_size)
+    logits, attention, position = (
+        x.repeat_interleave(group_size, dim=0) for x in (out.logits[:, -1], attention, position[:, -1:])
+    )
+    n = len(attention)
+    tokens = torch.full((n, max_new_tokens), pad_id, device=device)
+    mask, logp, entropy = (torch.zeros(n, max_new_tokens, device=device) for _ in range(3))
+    finished, live = torch.zeros(n, dtype=torch.bool, device=device), torch.arange(n, device=device)
+    stops = torch.tensor(eos_ids, device=device)
+    for t in range(max_new_tokens):  # live: the output row of each row still in the batch
+        if n_vocab is not None:
+            logits[:, n_vocab:] = -math.inf
+        new, logp[live, t], entropy[live, t] = sample_tokens(logits, temperature, top_p, generator)
+        tokens[live, t], mask[live, t] = new, 1.0
+        stopped = torch.isin(new, stops)
+        if stopped.any():
+            finished[live[stopped]] = True
+            keep = (~stopped).nonzero()[:, 0]
+            live, new, attention, position = (x[keep] for x in (live, new, attention, position))
+            cache.batch_select_indices(keep)
+        if len(live) == 0 or t + 1 == max_new_tokens:
+            break
+        attention, position = torch.cat([attention, attention.new_ones(len(live), 1)], dim=1), position + 1
+        step = {"attention_mask": attention, "position_ids": position, "past_key_values": cache, "use_cache": True}
+        logits = model(input_ids=new[:, None], **step).logits[:, -1]
+    model.train(was_training)
+    result = {"tokens": tokens, "mask": mask, "logp": logp, "entropy": entropy}
+    return {name: x[:, : t + 1] for name, x in result.items()} | {"finished": finished}
+
+
+def pack(prompts, responses, pad_id, device="cpu"):
+    """Join N prompts and N responses, lists of ids, into right-padded tokens (N, L) and mask (N, L), 1 on responses."""
+    rows = [list(prompt) + list(response) for prompt, response in zip(prompts, responses, strict=True)]
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
+    start, stop = (torch.tensor([len(x) for x in xs], device=device)[:, None] for xs in (prompts, rows))
+    column = torch.arange(width, device=device)
+    return tokens, ((start <= column) & (column < stop)).float()
+
+
+def micro_batches(mask, mini, micro):
+    """Cut N rows into mini-batches of `mini`, in order, and each of them into micro-batches of rows of like length.
+
+    Returns a list of mini-batches, each a list of (row indices, width): width is where the longest of the rows ends.
+    """
+    ends = [int(row.nonzero()[-1]) + 1 for row in mask]
+    plan = []
+    for i in range(0, len(ends), mini):
+        rows = sorted(range(i, min(i + mini, len(ends))), key=lambda row: ends[row])
+        parts = [rows[j : j + micro] for j in range(0, len(rows), micro)]
+        plan.append([(part, ends[part[-1]]) for part in parts])
+    return plan
+
+
+def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=4096, attention_mask=None):
+    """Log-prob of each token whose mask is 1, given all before it: (N, L) -> (N, L), 0 elsewhere. Differentiable.
+
+    Entry [i, t] belongs to tokens[i, t]. Right-padded rows need no attention mask under causal attention; left-padded
+    ones do: attention_mask (N, L). The head and the fp32 log-softmax at `temperature`, over ids below n_vocab, see
+    `chunk` tokens at a time and are recomputed in the backward pass: no (tokens, vocabulary) tensor is kept.
+    """
+
+    def head(hidden, targets):
+        logits = model.get_output_embeddings()(hidden)[:, :n_vocab].float() / temperature  # (chunk, V)
+        return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+    position = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
+    states = model.base_model(tokens, attention_mask=attention_mask, position_ids=position, use_cache=False)[0]
+    scored = mask[:, 1:] != 0  # the state at t - 1 predicts the token at t
+    states, targets = states[:, :-1][scored], tokens[:, 1:][scored]  # (M, H), (M,)
+    pairs = zip(states.split(chunk), targets.split(chunk), strict=True)
+    parts = [checkpoint(head, *pair, use_reentrant=False) for pair in pairs]
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(
+        torch.nn.functional.pad(scored, (1, 0)), torch.cat(parts)
+    )
+
+
+# new to GRPO-N
+def token_entropy(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=4096, attention_mask=None):
+    """Entropy in nats of the distribution that each token with mask 1 was drawn from; arguments as in token_logprobs.
+
+    Over the full vocabulary, (N, L), 0 elsewhere; in chunks that the backward pass recomputes. Differentiable.
+    """
+
+    def head(hidden):
+        logp = torch.log_softmax(model.get_output_embeddings()(hidden)[:, :n_vocab].float() / temperature, dim=-1)
+        return -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)  # where p is 0, its term is 0, not 0 times -inf
+
+    position = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
+    states = model.base_model(tokens, attention_mask=attention_mask, position_ids=position, use_cache=False)[0]
+    scored = mask[:, 1:] != 0
+    parts = [checkpoint(head, part, use_reentrant=False) for part in states[:, :-1][scored].split(chunk)]
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(
+        torch.nn.functional.pad(scored, (1, 0)), torch.cat(parts)
+    )
+
+
+# ----------------------------------------------------------------------------------------------- the task and verifier
+def read_problems(path):
+    """Rows {"prompt": str, "answer": str} of a JSONL file, other keys kept; InputError names file and line."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")  # not at U+2028, as splitlines would
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read problems from {path}: {getattr(error, 'strerror', None) or error}") from None
+    if lines == [""]:
+        raise InputError(f'{path} is empty: it needs a line {{"prompt": "...", "answer": "..."}} for every problem')
+    problems = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            raise InputError(f"{path}, line {number}: this is not JSON: {line[:40]!r}") from None
+        for key in ("prompt", "answer"):
+            if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
+                raise InputError(f'{path}, line {number}: "{key}" is missing, or not a string with something in it')
+        problems.append(row)
+    return problems
+
+
+def extract_answer(text):
+    r"""What stands in the last balanced \boxed{...} of the last 20,000 characters; None if there is none."""
+    text, opened, found = text[-20_000:], [], None
+    for brace in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):  # one pass and a stack: linear time
+        if brace[0] == "}":
+            start = opened.pop() if opened else None
+            if start is not None and (found is None or start > found[0]):
+                found = start, brace.start()
+        elif brace[0].endswith("{") and brace[0] != "\\{":
+            opened.append(brace.end() if brace[0] != "{" else None)
+    return None if found is None else text[slice(*found)].strip()
+
+
+def normalize_answer(answer):
+    r"""One spelling for what LaTeX writes in many: no $, no spacing, no \left, \frac{a}{b} for \dfrac and \frac12."""
+    s = answer.replace("\u2212", "-").replace("\\$", "").replace("$", "").replace("\\%", "%").replace("{,}", ",")
+    s = re.sub(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|~|\^?(?:\\circ(?![a-zA-Z])|\{\\circ\})|°", "", s)
+    s = re.sub(
+        r"\\[dt]?frac(?![a-zA-Z])\s*(?:([0-9])\s*([0-9]))?",
+        lambda m: r"\frac" + (f"{{{m[1]}}}{{{m[2]}}}" if m[1] else ""),
+        s,
+    )
+    return re.sub(r"\s+", " ", s).strip().removesuffix(".")
+
+
+_DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,100})(?:\.[0-9]{0,100})?|\.[0-9]{1,100})"
+_NUMBER = re.compile(rf"([+-]?) ?(?:([0-9]{{1,100}}) (?=.*/))?({_DECIMAL})(?: ?/ ?({_DECIMAL}))?")  # 1,000  .5  1 2/3
+_WORDS = "cm|mm|km|kg|inches|feet|miles|hours|minutes|seconds|days|years|degrees|dollars|cents|units|square units"
+_UNIT = re.compile(rf"(?: ?\\(?:text|textrm|mathrm|mbox)\{{([^{{}}]*)\}}| ({_WORDS}))(?:\^\{{?[23]\}}?)?$| ?%$")
+
+
+def as_number(answer):
+    r"""(exact value, unit) of a plain number, fraction or mixed number; None of anything else. Nothing is evaluated.
+
+    Units count as such only behind a number, and only if they cannot be a factor: \text{...}, %, a short list of words.
+    """
+    unit = _UNIT.search(answer)
+    plain = re.sub(r"\\frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r" \1/\2", answer[: unit.start()] if unit else answer)
+    number = _NUMBER.fullmatch(plain.strip())
+    if number is None:
+        return None
+    whole, top, bottom = (
+        Fraction(x.replace(",", "").removesuffix(".")) for x in (number[2] or "0", number[3], number[4] or "1")
+    )
+    if bottom == 0:
+        return None
+    value = whole + top / bottom
+    return (-value if number[1] == "-" else value), (re.sub(r"\\[a-z]+|[{} ]", "", unit[0]) if unit else "")
+
+
+def is_correct(text, answer):
+    r"""Does the last \boxed{} of text hold the answer? Numbers are equal as rationals: 1/2 = 0.5 = \frac12, 068 = 68.
+
+    What is not a plain number is compared as a string, normalised, without spaces and \text{}. Reads, never evaluates:
+    every call takes time linear in the text.
+    """
+    found = extract_answer(text)
+    if not found or len(found) > 1000:
+        return False
+    found, answer = normalize_answer(found), normalize_answer(answer)
+    left, right = as_number(found), as_number(answer)
+    if left and right:
+        return left[0] == right[0] and (left[1] == right[1] or "" in (left[1], right[1]))
+    plain = [re.sub(r"\\(?:text|mathrm|mbox)(?:bf|rm)?\{([^{}]*)\}", r"\1", s) for s in (found, answer)]
+    found, answer = (re.sub(r"(?<![0-9]) | (?![0-9])", "", s) for s in plain)  # "1 2" is not "12"
+    return found == answer != ""
+
+
+def count_leaps(text):
+    r"""(leaps of one, leaps of two, jumps) in a response of the tiny world, such as "44+8=52;52-3*2=98;\boxed{98}".
+
+    A step "v+a=w;" folds one operation, "v+a*b=w;" two. A jump is a step that folds more, or a final \boxed{} that does
+    not repeat the last step's result. A text without such steps or such a box gives (0, 0, 0).
+    """
+    steps = re.findall(r"(\d{1,3}(?:[-+*]\d){1,20})=(\d{1,3});", text)
+    folds = [len(re.findall(r"[-+*]", left)) for left, _ in steps]
+    box = re.search(r"(?:^|;)\\boxed\{(\d{1,3})\}$", text)
+    jump = box is not None and (not steps or steps[-1][1] != box[1])
+    return folds.count(1), folds.count(2), sum(n > 2 for n in folds) + jump
+
+
+def problem_at(cursor, n, seed):
+    """Index, below n, of the cursor-th problem drawn: a new permutation each epoch, fixed by the arguments alone."""
+    return int(np.random.default_rng([seed, cursor // n]).permutation(n)[cursor % n])
+
+
+def sample_and_check(model, tokenizer, problems, prompts, group_size, **decoding):
+    """`rollout`, decoded and verified: adds ids (N lists), texts (N strings), right (B, G) bool and length (B, G)."""
+    part = rollout(model, prompts, group_size, **decoding)
+    lengths = part["mask"].sum(1).long().cpu()
+    ids = [row[:n] for row, n in zip(part["tokens"].tolist(), lengths.tolist(), strict=True)]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    right = [is_correct(text, problems[i // group_size]["answer"]) for i, text in enumerate(texts)]
+    shape = (-1, group_size)
+    return part | {"ids": ids, "texts": texts, "right": torch.tensor(right).view(shape), "length": lengths.view(shape)}
+
+
+def describe(parts):
+    """What both training and evaluation log about sampled responses: a dict of floats."""
+    n_tokens = sum(part["length"].sum().item() for part in parts)
+    texts = [text for part in parts for text in part["texts"]]
+    metrics = {
+        "accuracy": sum(part["right"].sum().item() for part in parts) / len(texts),
+        "length": n_tokens / len(texts),
+        "truncated": sum((~part["finished"]).sum().item() for part in parts) / len(texts),
+        "entropy": sum(part["entropy"].sum().item() for part in parts) / n_tokens,
+    }
+    leaps = np.mean([count_leaps(text) for text in texts], axis=0)
+    names = ("leaps_one", "leaps_two", "leaps_jump")
+    return metrics | (dict(zip(names, leaps.tolist(), strict=True)) if leaps.any() else {})
+
+
+def evaluate(model, tokenizer, problems, prompts, samples, chunk, seed, **decoding):
+    """Metrics of `samples` responses to every problem, decoded `chunk` problems at a time, and a few rows to read.
+
+    avg@n and pass@k come with the half-width of a 95% interval over problems (normal). Draws from a generator of its
+    own: training goes on as if no evaluation had taken place.
+    """
+    decoding["generator"] = torch.Generator(model.device).manual_seed(seed + 1_000_003)
+    cuts = [slice(i, i + chunk) for i in range(0, len(problems), chunk)]
+    parts = [sample_and_check(model, tokenizer, problems[c], prompts[c], samples, **decoding) for c in cuts]
+    right = torch.cat([part["right"] for part in parts]).sum(1).numpy()
+    scores = {f"avg@{samples}": right / samples}
+    scores |= {f"pass@{2**i}": pass_at_k(samples, right, 2**i) for i in range(1, samples.bit_length())}
+    metrics = {f"test/{name}": value for name, value in describe(parts).items() if name != "accuracy"}
+    for name, x in scores.items():
+        half = 1.96 * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else 0.0
+        metrics |= {f"test/{name}": x.mean().item(), f"test/{name}_ci95": float(half)}
+    texts = [text for part in parts for text in part["texts"]][: 5 * samples : samples]
+    return metrics, [problem | {"response": text} for problem, text in zip(problems, texts, strict=False)]
+
+
+# ---------------------------------------------------------------------------------------------------- files and figure
+def open_run(args, device):
+    """Make the run folder and its config.json, or check that --resume goes on with the same experiment."""
+    out, config, asked = Path(args.out), Path(args.out) / "config.json", dataclasses.asdict(args)
+    if args.resume:
+        if not config.exists():
+            raise InputError(f"--resume: {out} holds no run (there is no {config})")
+        before = json.loads(config.read_text())["args"]
+        free = {"resume", "overwrite", "out", "steps", "save_every", "checkpoint_every", "micro_batch"}
+        other = [k for k in asked if k not in free and before.get(k) != asked[k]]
+        if other:
+            flags = ", ".join(f"--{k.replace('_', '-')} {before.get(k)}" for k in other)
+            raise InputError(f"--resume: {out} was started with {flags}; give the same, or another --out")
+    elif (out / "metrics.jsonl").exists() and not args.overwrite:
+        raise InputError(f"{out} already holds a run; add --resume to go on, --overwrite to lose it, or another --out")
+    elif config.exists():
+        shutil.rmtree(out)
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, np)}
+    versions["python"] = platform.python_version()
+    about = {"args": asked, "versions": versions, "git_commit": commit or None, "device": device}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(config, json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write to the run folder {out} ({error.strerror}); choose another --out") from None
+    return out
+
+
+def write_text(path, text):
+    """Write under a temporary name, then rename: readers see the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def append_row(path, row):
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def keep_rows_up_to(path, step):
+    """Drop the rows after `step` and a last line that a kill cut short: the resumed run writes them again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def save_model(folder, model, tokenizer, trainer=None):
+    """A folder for from_pretrained, and trainer.pt if given; written under a temporary name, then renamed."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    if trainer is not None:
+        torch.save(trainer, temporary / "trainer.pt")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def draw_curves(path, rows, title):
+    """Accuracy, entropy, response length and, where responses have such steps, leaps in a response, over training."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {
+        "share of responses right": {"accuracy": "training", "test/greedy": "test, greedy"},
+        "entropy (nats a token)": {"entropy": "training", "test/entropy": "test"},
+        "response length (tokens)": {"length": "training", "test/length": "test"},
+        "leaps in a training response": {"leaps_jump": "jumps (a guess)", "leaps_two": "of two", "leaps_one": "of one"},
+    }
+    panels = {name: keys for name, keys in panels.items() if any(key in row for row in rows for key in keys)}
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (name, keys) in zip(axes.flat, panels.items(), strict=False):
+        for key, label in keys.items():
+            points = [(row["step"], row[key], row.get(f"{key}_ci95", 0.0)) for row in rows if key in row]
+            x, y, half = np.array(points).reshape(-1, 3).T
+            if key.startswith("test/"):
+                axis.errorbar(x, y, half, fmt="o-", ms=3, capsize=2, label=label)
+            elif len(x):  # thin, and its running mean over a twentieth of the steps
+                window = np.ones(max(1, len(x) // 20))
+                mean = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
+                axis.plot(x, y, color=axis.plot(x, mean, label=label)[0].get_color(), alpha=0.3, lw=0.7)
+        axis.set(title=name, xlabel="training step", ylim=(0, 1 if "share" in name else None))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# new to GRPO-N, from here to draw_pass_k: base against trained model at the end of a run
+def sample_pass_k(model, tokenizer, problems, prompts, samples, chunk, seed, **decoding):
+    """What tables 1 to 4 of paper B need of one model: a dict of lists over problems, from `samples` responses to each.
+
+    right: number of right responses; pass@k for k = 1, 2, 4, ...: (9); answer_entropy: nats over the distinct answers;
+    token_entropy: mean over all generated tokens, nats; length: mean tokens a response.
+    """
+    decoding["generator"] = torch.Generator(model.device).manual_seed(seed + 2_000_003)
+    found = {"right": [], "answer_entropy": [], "token_entropy": [], "length": []}
+    for i in tqdm(range(0, len(problems), chunk), desc=f"{samples} samples a problem", leave=False):
+        part = sample_and_check(model, tokenizer, problems[i : i + chunk], prompts[i : i + chunk], samples, **decoding)
+        answers = [extract_answer(text) for text in part["texts"]]
+        answers = [None if answer is None else normalize_answer(answer) for answer in answers]
+        found["answer_entropy"] += [answer_entropy(answers[j : j + samples]) for j in range(0, len(answers), samples)]
+        found["right"] += part["right"].sum(1).tolist()
+        n_tokens = part["length"].sum(1)
+        found["token_entropy"] += (part["entropy"].sum(1).cpu().view(-1, samples).sum(1) / n_tokens).tolist()
+        found["length"] += (n_tokens / samples).tolist()
+    ks, right = [2**i for i in range(samples.bit_length())], np.array(found["right"])
+    return found | {f"pass@{k}": pass_at_k(samples, right, k).tolist() for k in ks}  # (9)
+
+
+def draw_pass_k(path, found, title):
+    """pass@k over k, log axis, with 95% intervals over problems. found: {name of a model: result of sample_pass_k}."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, one in found.items():
+        ks = [int(key[5:]) for key in one if key.startswith("pass@")]
+        values = np.array([one[f"pass@{k}"] for k in ks])  # (ks, problems)
+        half = 1.96 * values.std(axis=1, ddof=1 if values.shape[1] > 1 else 0) / math.sqrt(values.shape[1])
+        axis.errorbar(ks, values.mean(axis=1), half, fmt="o-", ms=4, capsize=2, label=name)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ks, ks)
+    axis.set(xlabel="k, samples a problem", ylabel="pass@k", ylim=(0, 1.02), title=title)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+def main(args):
+    """Train, evaluate, save. Returns the exit status: 0, or 130 after ctrl-C."""
+    transformers.utils.logging.disable_progress_bar()
+    train, all_test = read_problems(args.train), read_problems(args.test)
+    test = all_test[: args.eval_problems or None]
+    device = pick_device(args.device)
+    out = open_run(args, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
+    last = sorted((out / "checkpoint").glob("step_??????"))[-1:] if args.resume else []
+    tokenizer, model = load_model(str(last[0]) if last else args.model, device)
+    limit = model.config.max_position_embeddings - args.max_response
+    train_ids = encode_prompts(tokenizer, train, args.train, limit)
+    all_test_ids = encode_prompts(tokenizer, all_test, args.test, limit)
+    test_ids = all_test_ids[: len(test)]
+    # new to GRPO-N: the frozen reference of the KL
+    reference = load_model(args.model, device)[1].eval() if args.kl_coef > 0 and args.steps > 0 else None
+    n_vocab, eos_ids, G = len(tokenizer), eos_token_ids(model, tokenizer), args.group_size
+    pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    decoding = {"max_new_tokens": args.max_response, "eos_ids": eos_ids, "pad_id": pad_id, "n_vocab": n_vocab}
+    decoding["temperature"] = args.temperature
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    bf16 = args.dtype == "bf16" or (args.dtype == "auto" and device.type == "cuda")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    done, cursor = -1, 0  # the last step in the log (0 is the evaluation of the base), and the problems drawn so far
+    if last:
+        trainer = torch.load(last[0] / "trainer.pt", map_location="cpu", weights_only=True)
+        done, cursor = trainer["step"], trainer["cursor"]
+        optimizer.load_state_dict(trainer["optimizer"])
+        generator.set_state(trainer["generator"])
+    for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
+        keep_rows_up_to(out / name, done)
+    size, updates = sum(p.numel() for p in model.parameters()), args.prompts_per_step // args.mini_batch
+    print(f"{args.model}: {size:,} parameters on {device}, {'bf16 autocast' if bf16 else 'fp32'}; writing to {out}")
+    print(f"{len(train):,} training and {len(test):,} test problems; a step: {updates} updates on", end=" ")
+    print(f"{args.prompts_per_step} prompts x {G} responses of at most {args.max_response} tokens", flush=True)
+
+    def logp_of(policy, rows, width):
+        with autocast:
+            return token_logprobs(policy, tokens[rows, :width], mask[rows, :width], args.temperature, n_vocab)
+
+    def test_policy(step):
+        chunk = max(1, args.gen_batch * G // args.eval_samples)
+        greedy = decoding | {"temperature": 0}
+        with autocast:
+            found, examples = evaluate(
+                model, tokenizer, test, test_ids, args.eval_samples, chunk, args.seed, **decoding
+            )
+            best, _ = evaluate(model, tokenizer, test, test_ids, 1, chunk, args.seed, **greedy)
+        found |= {"test/greedy": best["test/avg@1"], "test/greedy_ci95": best["test/avg@1_ci95"]}
+        for example in examples:
+            append_row(out / "samples.jsonl", {"step": step} | example)
+        score, shown = found["test/greedy"], examples[0]
+        tqdm.write(f"step {step:4d}   test {score:.3f}   {shown['prompt'][-60:]} -> {shown['response'][-90:]}")
+        return found
+
+    stopping = False
+
+    def stop_after_step(signum, frame):
+        nonlocal stopping
+        stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        tqdm.write("stopping after this step (ctrl-C again: at once, back to the last checkpoint)")
+
+    signal.signal(signal.SIGINT, stop_after_step)
+    if done < 0:
+        clock, done = time.perf_counter(), 0
+        append_row(out / "metrics.jsonl", {"step": 0} | test_policy(0))
+        append_row(out / "timing.jsonl", {"step": 0, "evaluate": time.perf_counter() - clock})
+    bar = tqdm(total=args.steps, initial=done, desc=args.algorithm, unit="step")
+    for step in range(done + 1, args.steps + 1):
+        clock = [time.perf_counter()]
+
+        # ---- 1. sample and score: a fixed number of groups, informative or not (new to GRPO-N: no dynamic sampling)
+        parts, prompts = [], []
+        for i in range(0, args.prompts_per_step, args.gen_batch):
+            n = min(args.gen_batch, args.prompts_per_step - i)
+            batch = [problem_at(cursor + j, len(train), args.seed) for j in range(n)]
+            cursor += n
+            prompts += [train_ids[j] for j in batch for _ in range(G)]
+            problems, ids = [train[j] for j in batch], [train_ids[j] for j in batch]
+            with autocast:
+                parts.append(sample_and_check(model, tokenizer, problems, ids, G, generator=generator, **decoding))
+        rewards = torch.cat([part["right"] for part in parts]).float()  # (1), (B, G)
+        row = {"step": step, "reward": rewards.mean().item()} | describe(parts)
+        clock.append(time.perf_counter())
+
+        # ---- 2. advantage: normalised over the whole group first, then masked
+        tokens, mask = pack(prompts, [ids for part in parts for ids in part["ids"]], pad_id, device)  # (N, L)
+        plan = micro_batches(mask, args.mini_batch * G, args.micro_batch)
+        logp_old, logp_ref = torch.zeros_like(mask), torch.zeros_like(mask)
+        for rows, width in (micro for mini in plan for micro in mini):
+            with torch.no_grad():
+                logp_old[rows, :width] = logp_of(model, rows, width)
+                if reference is not None:  # new to GRPO-N
+                    logp_ref[rows, :width] = logp_of(reference, rows, width)
+        adv = group_advantages(rewards).to(device)  # (B, G)
+        if args.algorithm.endswith("-n"):
+            adv = negative_only(adv)  # new to GRPO-N
+        row["active"] = (adv != 0).float().mean().item()
+        adv = adv.view(-1, 1).expand_as(mask)  # (N, L)
+        clock.append(time.perf_counter())
+
+        # ---- 3. update: an optimiser step a mini-batch, its loss normalised by the responses of all its micro-batches
+        optimizer.param_groups[0]["lr"] = row["lr"] = args.lr * min(1.0, step / max(1, args.warmup_steps))
+        sums = Counter()
+        for mini in plan:
+            n_sequences = sum(len(rows) for rows, _ in mini)
+            for rows, width in mini:
+                old, a, m, ref = (x[rows, :width] for x in (logp_old, adv, mask, logp_ref))
+                logp, more = logp_of(model, rows, width), (ref, args.kl_coef, n_sequences)
+                if args.algorithm.startswith("gspo"):
+                    loss, stats = gspo_loss(logp, old, a, m, args.gspo_eps_low, args.gspo_eps_high, *more)
+                else:
+                    loss, stats = grpo_loss(logp, old, a, m, args.eps, *more)
+                if args.entropy_coef > 0:
+                    with autocast:
+                        entropy = token_entropy(model, tokens[rows, :width], m, args.temperature, n_vocab)
+                    n_tokens = sum(mask[rows].sum() for rows, _ in mini)
+                    loss = loss - args.entropy_coef * entropy.sum() / n_tokens  # (8)
+                loss.backward()
+                sums.update({name: value.item() for name, value in (stats | {"loss": loss}).items()})
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            sums["grad_norm"] += norm.item()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        row |= {name: value / len(plan) for name, value in sums.items()}
+        clock.append(time.perf_counter())
+
+        # ---- 4. evaluate, log, save
+        if step % args.eval_every == 0 or step == args.steps:
+            row |= test_policy(step)
+        append_row(out / "metrics.jsonl", row)
+        seconds = np.diff([*clock, time.perf_counter()]).round(4).tolist()
+        phases = zip(("rollout", "score", "update", "evaluate"), seconds, strict=True)
+        append_row(out / "timing.jsonl", {"step": step} | dict(phases))
+        bar.update()
+        bar.set_postfix({k: f"{row[k]:.3g}" for k in ("accuracy", "length", "entropy", "grad_norm") if k in row})
+        if args.save_every and step % args.save_every == 0:
+            save_model(out / f"model_{step:06d}", model, tokenizer)
+        if stopping or step % args.checkpoint_every == 0 or step == args.steps:
+            trainer = {"step": step, "cursor": cursor, "optimizer": optimizer.state_dict()}
+            trainer["generator"] = generator.get_state()
+            save_model(out / "checkpoint" / f"step_{step:06d}", model, tokenizer, trainer)
+            for old in sorted((out / "checkpoint").glob("step_??????"))[:-2]:
+                shutil.rmtree(old)
+            rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            draw_curves(out / "curves.png", rows, f"grpo_n.py, {args.model}, {args.algorithm}, seed {args.seed}")
+        if stopping:
+            bar.close()
+            print(f"stopped after step {step}; the same command with --resume goes on from here")
+            return 130
+    bar.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    save_model(out / "model", model, tokenizer)
+    final = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    print("\n".join(f"{name:22s} {value:.4f}" for name, value in final.items() if name.startswith("test/")))
+
+    # ---- new to GRPO-N: pass@k, answer-level and token-level entropy of the base and of the trained model
+    if args.passk_samples:
+        problems, ids = all_test[: args.passk_problems or None], all_test_ids[: args.passk_problems or None]
+        how = decoding | {"temperature": args.passk_temperature, "top_p": args.passk_top_p}
+        chunk = max(1, args.gen_batch * G // args.passk_samples)
+        found = {}
+        for name, policy in {args.model: reference, str(out / "model"): model}.items():
+            if args.steps == 0 and name != args.model:
+                continue  # nothing was trained: one model, evaluated once
+            policy = model if args.steps == 0 else policy or load_model(name, device)[1].eval()
+            with autocast:
+                found[name] = sample_pass_k(
+                    policy, tokenizer, problems, ids, args.passk_samples, chunk, args.seed, **how
+                )
+        write_text(out / "passk.json", json.dumps({"samples": args.passk_samples, "models": found}) + "\n")
+        title = f"{len(problems)} problems, temperature {args.passk_temperature:g}, top-p {args.passk_top_p:g}"
+        draw_pass_k(out / "passk.png", found, title)
+        for name, one in found.items():
+            print(f"{name}: ", ", ".join(f"{key} {np.mean(one[key]):.3f}" for key in one if key.startswith("pass@")))
+            print(f"  entropy in nats: answers {np.mean(one['answer_entropy']):.3f}", end=", ")
+            print(f"tokens {np.average(one['token_entropy'], weights=one['length']):.3f}")
+    print(f"figures, model and every number are in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(parse_args(Args, __doc__)))
+    except (InputError, OSError) as error:  # OSError: a full disk, most of the time
+        advice = "" if isinstance(error, InputError) else "; the last checkpoint stands, and --resume goes on from it"
+        print(f"{Path(__file__).name}: error: {error}{advice}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
