@@ -5,7 +5,7 @@ with top-p 0.95), reads what it wrote, and prints means with 95% intervals over 
 compare with: each other model's line is followed by its difference to the first, paired by problem. What was sampled
 already is not sampled again.
 
-    python studies/passk.py tiny/base tiny/rlvr              # about 4 minutes on two cores
+    python studies/passk.py tiny/base tiny/rlvr              # 2 minutes on two cores
     python studies/passk.py tiny/base tiny/rlvr --quick      # 16 samples to 20 problems
 """
 
