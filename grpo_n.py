@@ -899,7 +899,9 @@ def main(args):
         title = f"{len(problems)} problems, temperature {args.passk_temperature:g}, top-p {args.passk_top_p:g}"
         draw_pass_k(out / "passk.png", found, title)
         for name, one in found.items():
-            print(f"{name}: ", ", ".join(f"{key} {np.mean(one[key]):.3f}" for key in one if key.startswith("pass@")))
+            values = {key: np.array(x) for key, x in one.items() if key.startswith("pass@")}
+            half = {key: 1.96 * x.std(ddof=min(1, len(x) - 1)) / math.sqrt(len(x)) for key, x in values.items()}
+            print(f"{name}: ", ", ".join(f"{key} {x.mean():.3f} ± {half[key]:.3f}" for key, x in values.items()))
             print(f"  entropy in nats: answers {np.mean(one['answer_entropy']):.3f}", end=", ")
             print(f"tokens {np.average(one['token_entropy'], weights=one['length']):.3f}")
     print(f"figures, model and every number are in {out}")
