@@ -25,6 +25,8 @@ micro-batches as the update, so that the first ratio is exactly 1; k3 is average
     python grpo_n.py                                     # GRPO on the tiny Qwen3, two CPU cores
     python grpo_n.py --algorithm grpo-n --out runs/grpo_n/grpo-n
     python grpo_n.py --steps 0 --model tiny/rlvr --out runs/grpo_n/evaluate-rlvr        # pass@k of a checkpoint
+    python grpo_n.py --model Qwen/Qwen2.5-0.5B-Instruct --train data/math/train.jsonl --test data/math500/test.jsonl \\
+        --max-response 1024 --lr 1e-6 --micro-batch 8 --gradient-checkpointing          # one GPU
 """
 
 import argparse

@@ -383,3 +383,5 @@ if __name__ == "__main__":
     except (InputError, OSError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
