@@ -549,12 +549,12 @@ def open_run(args, device):
         if not config.exists():
             raise InputError(f"--resume: {out} holds no run (there is no {config})")
         before = json.loads(config.read_text())["args"]
-        free = {"resume", "overwrite", "out", "steps", "save_every", "checkpoint_every", "micro_batch"}
+        free = {"resume", "overwrite", "out", "steps", "save_every", "checkpoint_every", "micro_batch", "bootstrap"}
         other = [k for k in asked if k not in free and before.get(k) != asked[k]]
         if other:
             flags = ", ".join(f"--{k.replace('_', '-')} {before.get(k)}" for k in other)
             raise InputError(f"--resume: {out} was started with {flags}; give the same, or another --out")
-    elif (out / "metrics.jsonl").exists() and not args.overwrite:
+    elif any((out / name).exists() for name in ("metrics.jsonl", "responses.jsonl")) and not args.overwrite:
         raise InputError(f"{out} already holds a run; add --resume to go on, --overwrite to lose it, or another --out")
     elif config.exists():
         shutil.rmtree(out)
