@@ -528,9 +528,7 @@ def decode_arms(models, tokenizer, problems, prompts, arms, samples, rows, desc,
     for i in tqdm(range(0, len(problems), each), desc=desc, unit="batch", leave=False):
         cut = slice(i, i + each)
         generator = torch.Generator(models[0].device).manual_seed(seed * 1_000_003 + i)
-        how = decoding | {"generator": generator}
-        how["score"] = functools.partial(score, generator=generator) if score is score_random else score
-        part = decode_two(*models, prompts[cut], threshold=threshold, gamma=gamma, **how)
+        part = decode_two(*models, prompts[cut], score, threshold, gamma, generator=generator, **decoding)
         lengths = part["mask"].sum(1).long().tolist()
         ids = [row[:n] for row, n in zip(part["tokens"].tolist(), lengths, strict=True)]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -761,6 +759,8 @@ def main(args):
         clock, seed = time.perf_counter(), args.seed * 1000 + 20 * j
         pair = (rlvr, base) if job.startswith("reverse-") else (base, rlvr)  # the roles change, in the score as well
         score = SCORES["dlogp" if job == "ends" else job.removeprefix("reverse-")]
+        if score is score_random:
+            score = functools.partial(score_random, generator=torch.Generator(device).manual_seed(seed + 10))
         common = {"samples": args.samples, "rows": args.rows, "score": score} | decoding
 
         # ---- 1. calibrate: the thresholds that give the target ratios on training problems
@@ -775,7 +775,7 @@ def main(args):
         with autocast:
             if job == "ends":
                 wanted, thresholds = [0.0, 1.0], [math.inf, -math.inf]
-            elif score is score_random:
+            elif isinstance(score, functools.partial):  # random: the threshold is known
                 wanted, thresholds = targets, [1 - target for target in targets]
             else:
                 wanted, thresholds = targets, calibrate(scores_of, targets, args.calibration_passes)
