@@ -713,9 +713,21 @@ def threshold_of(arm):
     return -math.inf if arm["tau"] is None else -arm["tau"]
 
 
-def choose(rows):
-    """The row of the best training accuracy; of equal ones the weakest intervention."""
-    return max(rows, key=lambda row: (row["accuracy"], -row["gamma"], -row["ratio"]))
+def choose(on_base, on_rlvr):
+    """The settings of best accuracy, of equal ones the weakest: {"base": row, "rlvr": row, "global": row}.
+
+    on_base, on_rlvr: rows of the two training jobs. gamma 0 is replacement, not extrapolation, and is never chosen.
+    """
+    families = {
+        "base": [row for row in on_base if row["gamma"] > 0],
+        "rlvr": [row for row in on_rlvr if row["gamma"] > 0 and row["tau"] is not None],
+        "global": [row for row in on_rlvr if row["gamma"] > 0 and row["tau"] is None],
+    }
+
+    def rank(row):
+        return row["accuracy"], -row["gamma"], -row["ratio"]
+
+    return {name: max(rows, key=rank) for name, rows in families.items()}
 
 
 def paired(rows, reference, samples, resamples, seed):
@@ -835,11 +847,7 @@ def main(args):
     # ---- 1. choose gamma and tau, on training problems
     on_base = decode("train on base", settings("base", taus, [0.0, *gammas]))
     on_rlvr = decode("train on rlvr", settings("rlvr", [*taus, None], gammas))
-    chosen = {
-        "base": choose([row for row in on_base if row["gamma"] > 0]),
-        "rlvr": choose([row for row in on_rlvr if row["tau"] is not None]),
-        "global": choose([row for row in on_rlvr if row["tau"] is None]),
-    }
+    chosen = choose(on_base, on_rlvr)
     tau, gamma = chosen["rlvr"]["tau"], chosen["rlvr"]["gamma"]
     for name, row in chosen.items():
         gate = "everywhere" if row["tau"] is None else f"tau {row['tau']:g}"

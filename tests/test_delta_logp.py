@@ -17,6 +17,7 @@ import torch
 from conftest import random_qwen
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dapo
 import delta_logp as script
 from delta_logp import (
     auc,
@@ -326,6 +327,22 @@ def test_32_mean_dlogp_is_kl_in_expectation(finished):
         of = data["source"] == source
         noise = data["dlogp"][of] - sign * data[name][of]  # a martingale difference
         assert abs(noise.mean()) < 4 * noise.std() / math.sqrt(of.sum())
+
+
+def test_every_token_has_the_metrics_of_its_place(finished):
+    """tokens.npz against log-probs of single responses: micro-batches are sorted by length, and put back in order."""
+    data = np.load(finished / "tokens.npz")
+    rows = [json.loads(line) for line in (finished / "responses.jsonl").read_text().splitlines()]
+    for name in ("base", "rlvr"):
+        tokenizer, model = dapo.load_model(str(ROOT / "tiny" / name), torch.device("cpu"))
+        prompts = dapo.encode_prompts(tokenizer, rows, "responses.jsonl", 200)
+        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+            tokens, mask = pack([prompt], [row["ids"]], pad_id=0)
+            with torch.no_grad():
+                alone = dapo.token_logprobs(model, tokens, mask)[mask != 0]
+            of = data["response"] == i
+            assert data["id"][of].tolist() == row["ids"] and set(data["source"][of]) == {row["source"]}
+            assert np.allclose(data[f"logp_{name}"][of], alone.numpy(), atol=1e-4)
 
 
 def test_responses_from_a_file_give_the_same_tokens(finished, tmp_path):

@@ -162,12 +162,14 @@ def test_thresholds_of_arms():
     assert threshold_of({"tau": None, "gamma": 0.5}) == -INF and threshold_of({"tau": None, "gamma": None}) == INF
 
 
-def test_the_weakest_of_equal_settings_is_chosen():
-    rows = [
-        {"accuracy": a, "gamma": g, "ratio": r}
-        for a, g, r in ((0.5, 1, 0.1), (0.6, 2, 0.1), (0.6, 1, 0.2), (0.6, 1, 0.1))
-    ]
-    assert choose(rows) is rows[3]
+def test_the_best_setting_of_each_family_is_chosen_and_of_equal_ones_the_weakest():
+    def rows(*found):
+        return [dict(zip(("tau", "gamma", "accuracy", "ratio"), values, strict=True)) for values in found]
+
+    on_base = rows((-1, 0, 0.9, 0.1), (-1, 1, 0.5, 0.1), (-2, 2, 0.6, 0.1), (-2, 1, 0.6, 0.2), (-3, 1, 0.6, 0.1))
+    on_rlvr = rows((-1, 0, 0.9, 0.1), (-1, 1, 0.2, 0.1), (-2, 1, 0.3, 0.1), (None, 1, 0.4, 1), (None, 2, 0.5, 1))
+    chosen = choose(on_base, on_rlvr)
+    assert chosen == {"base": on_base[4], "rlvr": on_rlvr[2], "global": on_rlvr[4]}
 
 
 def test_paired_differences():
@@ -220,14 +222,12 @@ def test_a_run_chooses_on_training_problems_and_reports_on_test_problems(finishe
     jobs = read(finished / "metrics.jsonl")
     assert list(jobs) == ["train on base", "train on rlvr", "test on base", "test on rlvr"]
     assert all(len(row["right"]) == (3 if job.startswith("train") else 4) for job in jobs for row in jobs[job])
-    best = max(row["accuracy"] for row in jobs["train on base"] if row["gamma"] > 0)
     summary = json.loads((finished / "summary.json").read_text())
+    best = choose(jobs["train on base"], jobs["train on rlvr"])
+    for name, family in (("on base", "base"), ("on RLVR", "rlvr")):
+        for key in ("tau", "gamma"):
+            assert summary[f"extrapolate {name}"][key] == best[family][key]
     chosen = summary["extrapolate on base"]
-    assert best == next(
-        row["accuracy"]
-        for row in jobs["train on base"]
-        if (row["tau"], row["gamma"]) == (chosen["tau"], chosen["gamma"])
-    )
     assert summary["replace"]["tau"] == chosen["tau"] and summary["replace"]["gamma"] == 0  # at the same gate
     assert summary["base"]["ratio"] == 0 and summary["RLVR"]["ratio"] == 1 and summary["RLVR"]["diff"] == 0
     assert (finished / "extrapolate.png").exists()

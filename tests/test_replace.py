@@ -133,6 +133,18 @@ def test_gamma_and_threshold_belong_to_their_copy(pair):
         assert row.tolist() == [best[0], best[1], best[0]]
 
 
+def test_gamma_stays_with_its_row_when_others_have_ended(pair):
+    """Every token is drawn again, greedily: from RLVR in even copies, from the base in odd ones, to the end."""
+    out = decode(pair, [-INF] * 2, gamma=[0.0, -1.0], top_p=1e-6, max_new_tokens=15, eos_ids=list(range(0, 40, 5)))
+    responses = rows_of(out)
+    assert len(set(map(len, responses))) > 2
+    for i, response in enumerate(responses):
+        for t, token in enumerate(response):
+            with torch.no_grad():
+                model = pair[1 - i % 2]
+                assert token == model(torch.tensor([PROMPTS[i // 2] + response[:t]])).logits[0, -1].argmax()
+
+
 def test_27_padded_ids_are_never_drawn_and_do_not_count(pair):
     wide = [random_qwen(vocab_size=size, seed=s) for size, s in ((40, 0), (48, 1))]  # padded to different widths
     out = decode(wide, [INF, -INF] * 20, n_vocab=30, eos_ids=[])
@@ -235,6 +247,11 @@ def test_calibration_follows_the_scores_to_where_replacing_leads():
         assert (rng.normal(size=200_000) + 1 > threshold).mean() == pytest.approx(target, rel=0.05)
     (once,) = calibrate(decode, (0.1,), 0)
     assert (rng.normal(size=200_000) + 1 > once).mean() > 0.3
+
+
+def test_calibration_ends_with_the_quantile_of_the_last_two_passes():
+    passes = {0: [np.arange(10.0)], 1: [np.full(50, 3.0)], 2: [np.arange(100.0)], 3: [np.arange(100.0, 200.0)]}
+    assert calibrate(lambda thresholds, number: passes[number], [0.25], 3) == [np.quantile(np.arange(200.0), 0.75)]
 
 
 def test_area_is_the_mean_height_over_log_ratio():
