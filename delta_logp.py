@@ -620,6 +620,8 @@ def read_responses(path, tokenizer, n_vocab):
         lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read responses from {path}: {getattr(error, 'strerror', None) or error}") from None
+    if lines == [""]:
+        raise InputError(f'{path} is empty: it needs a line {{"prompt", "response", "source"}} for every response')
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -1046,7 +1048,7 @@ def summarise(metrics, source, owner, kind, args):
         d = values["dlogp"][name]
         summary["dlogp"][name] = {"tokens": len(d), "responses": int(owners[name].max()) + 1, "mean": d.mean()}
         summary["dlogp"][name] |= {
-            "skewness": ((d - d.mean()) ** 3).mean() / d.std() ** 3 if d.any() else 0.0,
+            "skewness": ((d - d.mean()) ** 3).mean() / d.std() ** 3 if d.std() > 0 else 0.0,
             "within 0.1": (np.abs(d) < 0.1).mean(),
             "above 1": (d > 1).mean(),
             "below -1": (d < -1).mean(),

@@ -383,6 +383,15 @@ def test_identical_models_and_one_response(tmp_path, capsys):
     assert "figure 3a is left out" in capsys.readouterr().out or (tmp_path / "run" / "gradient.png").exists()
 
 
+def test_an_empty_file_and_one_token_a_response(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(script.InputError, match=r"empty\.jsonl is empty"):
+        run("--responses", tmp_path / "empty.jsonl", "--out", "/proc/unused")
+    flags = ["--problems", "1", "--samples", "1", "--max-response", "1", "--bootstrap", "2"]
+    assert run(*flags, "--out", tmp_path / "run") == 0
+    assert "nan" not in (tmp_path / "run" / "summary.json").read_text().lower()
+
+
 def test_check_prints_the_error_of_the_lemma(tmp_path, capsys):
     assert run("--check", "--out", tmp_path / "run") == 0
     assert "largest relative error" in capsys.readouterr().out and not (tmp_path / "run").exists()
