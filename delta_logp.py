@@ -188,7 +188,7 @@ def group_advantages(rewards):
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return (centred / (std + 1e-6)).masked_fill(equal, 0.0)  # (2)
+    return (centred / (std + 1e-6)).masked_fill(equal, 0.0)
 
 
 def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):

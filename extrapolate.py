@@ -121,18 +121,18 @@ def extrapolate_logp(logp_rlvr, logp_base, gamma):
     dlogp is undefined and taken as 0: no nan, and nothing that the RLVR model excludes comes back.
     """
     dlogp = torch.where(torch.isfinite(logp_rlvr) & torch.isfinite(logp_base), logp_rlvr - logp_base, 0.0)
-    return torch.log_softmax(logp_rlvr + gamma * dlogp, dim=-1)  # (5)
+    return torch.log_softmax(logp_rlvr + gamma * dlogp, dim=-1)  # (1)
 
 
 def delta_logp(logp_base, logp_rlvr, tokens):
     """log pi_RLVR - log pi_base of the tokens (paper A, eq. 1): log-probs (..., V), ids (...) -> (...), in nats."""
     index = tokens.unsqueeze(-1)
-    return (logp_rlvr.gather(-1, index) - logp_base.gather(-1, index)).squeeze(-1)  # (1)
+    return (logp_rlvr.gather(-1, index) - logp_base.gather(-1, index)).squeeze(-1)
 
 
 def score_dlogp(logp_base, logp_rlvr, tokens):
     """RLVR made the drawn token less likely: -dlogp (paper A, Algorithm 1). A score above -tau means dlogp < tau."""
-    return -delta_logp(logp_base, logp_rlvr, tokens)  # (3)
+    return -delta_logp(logp_base, logp_rlvr, tokens)  # (2)
 
 
 def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):

@@ -126,12 +126,12 @@ def parse_args(cls, doc, argv=None):
 def delta_logp(logp_base, logp_rlvr, tokens):
     """log pi_RLVR - log pi_base of the tokens (paper A, eq. 1): log-probs (..., V), ids (...) -> (...), in nats."""
     index = tokens.unsqueeze(-1)
-    return (logp_rlvr.gather(-1, index) - logp_base.gather(-1, index)).squeeze(-1)  # (1)
+    return (logp_rlvr.gather(-1, index) - logp_base.gather(-1, index)).squeeze(-1)  # (3)
 
 
 def entropy(logp):
     """Entropy in nats of distributions given as log-probs: (..., V) -> (...). An id of log-prob -inf counts as 0."""
-    return torch.special.entr(logp.exp()).sum(-1)  # (2)
+    return torch.special.entr(logp.exp()).sum(-1)  # (1)
 
 
 def kl_divergence(logp_p, logp_q):
@@ -139,29 +139,29 @@ def kl_divergence(logp_p, logp_q):
 
     Infinite where p takes what q never does. Rounding may leave -1e-7 for equal distributions; that is cut to 0.
     """
-    terms = logp_p.exp() * (logp_p - logp_q)  # (3)
+    terms = logp_p.exp() * (logp_p - logp_q)  # (2)
     return terms.masked_fill(logp_p == -math.inf, 0.0).sum(-1).clamp(min=0.0)
 
 
 # The criteria: log-probs (N, V) of base and RLVR at the same prefixes, and the ids (N,) that were drawn -> scores (N,).
 def score_entropy(logp_base, logp_rlvr, tokens):
     """The base does not know how to go on (paper A, Algorithm 1)."""
-    return entropy(logp_base)  # (1)
+    return entropy(logp_base)
 
 
 def score_entropy_rlvr(logp_base, logp_rlvr, tokens):
     """The RLVR model does not know how to go on (paper A, appendix A.2)."""
-    return entropy(logp_rlvr)  # (1)
+    return entropy(logp_rlvr)
 
 
 def score_kl_forward(logp_base, logp_rlvr, tokens):
     """KL(RLVR || base): the RLVR model would take what the base would not (paper A, appendix A.2)."""
-    return kl_divergence(logp_rlvr, logp_base)  # (2)
+    return kl_divergence(logp_rlvr, logp_base)
 
 
 def score_kl_reverse(logp_base, logp_rlvr, tokens):
     """KL(base || RLVR): the base would take what the RLVR model would not (paper A, appendix A.2)."""
-    return kl_divergence(logp_base, logp_rlvr)  # (2)
+    return kl_divergence(logp_base, logp_rlvr)
 
 
 def score_kl(logp_base, logp_rlvr, tokens):

@@ -1,38 +1,283 @@
 """How fast the scripts are: each figure a ratio measured in one run on one machine, or an absolute on a named GPU.
 
-    python benchmarks/bench.py two-model     # decode_two of replace.py against two separate decodes: a minute on a CPU
+    python benchmarks/bench.py rollout      # rollout of dapo.py against model.generate
+    python benchmarks/bench.py rollout --model qwen2.5-0.5b     # a full-size shape with random weights, no download
+    python benchmarks/bench.py step         # a step of dapo.py against TRL's GRPOTrainer (pip install trl datasets)
+    python benchmarks/bench.py memory       # scoring and its gradient, chunked against naive, vocabulary 151,936
+    python benchmarks/bench.py two-model    # decode_two of replace.py against two separate decodes
+    python benchmarks/bench.py bandit       # run_bandit against the plain loop of Algorithm 1
+    python benchmarks/bench.py analysis     # score_pair of delta_logp.py against two bare forward passes
 
 Prints a small table and writes benchmarks/results/NAME-DEVICE.json. Competitors take turns, so that a slow minute of
-the machine hits all of them; a ratio is the median over the rounds.
+the machine hits all of them; a ratio is the median over the rounds, the first round warms up and does not count.
 """
 
 import argparse
 import json
 import math
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+QWEN = {"vocab_size": 151_936, "tie_word_embeddings": True, "rope_theta": 1e6, "max_position_embeddings": 32_768}
+PUBLIC = {  # from the config.json of the public checkpoints; built with random weights
+    "qwen2.5-0.5b": (Qwen2Config, Qwen2ForCausalLM, (896, 4864, 24, 14, 2, None)),
+    "qwen2.5-1.5b": (Qwen2Config, Qwen2ForCausalLM, (1536, 8960, 28, 12, 2, None)),
+    "qwen3-0.6b": (Qwen3Config, Qwen3ForCausalLM, (1024, 3072, 28, 16, 8, 128)),
+}
 
 
-def device_name():
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def random_model(name):
+    """A model of the public shape `name`, fp32, with random weights."""
+    config, model, (hidden, mlp, layers, heads, kv_heads, head_dim) = PUBLIC[name]
+    shape = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    shape |= {} if head_dim is None else {"head_dim": head_dim}
+    torch.manual_seed(0)
+    return model(config(**QWEN, **shape)).to(DEVICE).eval()
 
 
-def timed(work):
-    """(seconds, tokens) of work(), which returns tensors with a `mask`."""
-    if torch.cuda.is_available():
+def clock():
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    began = time.perf_counter()
-    tokens = int(work()["mask"].sum())  # waits for the device
-    return time.perf_counter() - began, tokens
+    return time.perf_counter()
+
+
+def alternate(contestants, rounds):
+    """{name: seconds of each round that counts}; contestants {name: function} take turns."""
+    seconds = {name: [] for name in contestants}
+    for i in range(rounds + 1):
+        for name, work in contestants.items():
+            began = clock()
+            work()
+            if i > 0:
+                seconds[name].append(clock() - began)
+    return seconds
+
+
+def ratio_of(slow, fast, target, **more):
+    """A row of the table: how many times as long `slow` takes, round by round."""
+    rounds = sorted(a / b for a, b in zip(slow, fast, strict=True))
+    return {"ratio": statistics.median(rounds), "rounds": rounds, "target": target} | more
+
+
+class ForcedLengths:
+    """A forward hook on the output embeddings: row i draws its EOS as token lengths[i] (2 or more), and not before.
+
+    A decoder may keep all rows or drop those that have ended; the number of rows tells which.
+    """
+
+    def __init__(self, model, lengths, eos_id):
+        self.lengths, self.eos_id, self.step = torch.as_tensor(lengths, device=DEVICE), eos_id, 0
+        self.handle = model.get_output_embeddings().register_forward_hook(self)
+
+    def __call__(self, module, inputs, logits):
+        self.step += 1  # these logits draw token number `step`
+        logits[..., self.eos_id] = -math.inf
+        lengths = self.lengths
+        if self.step > 1:
+            alive = lengths[lengths >= self.step]
+            lengths = lengths if len(logits) == len(lengths) else alive
+            assert len(lengths) == len(logits)
+            logits[lengths == self.step, :, self.eos_id] = 1e4
+        return logits
+
+
+def rollout(args):
+    """Tokens a second of rollout over those of model.generate: the same model, prompts and lengths."""
+    import dapo
+
+    result = {}
+    for name in args.model.split(",") if args.model else ("tiny/base", "tiny/rlvr"):
+        rng, known = np.random.default_rng(0), name in PUBLIC
+        n_prompts, group, longest = (args.rows // 8, 8, args.tokens) if known else (32, 8, 128)
+        if known:
+            model, eos_id, n_vocab = random_model(name), 151_645, 151_665
+            prompts = [rng.integers(0, 151_000, rng.integers(16, 65)).tolist() for _ in range(n_prompts)]
+            lengths = rng.integers(2, longest + 1, n_prompts * group)
+        else:
+            tokenizer, model = dapo.load_model(str(ROOT / name), DEVICE)
+            eos_id, n_vocab = tokenizer.eos_token_id, len(tokenizer)
+            problems = dapo.read_problems(ROOT / "tiny/test.jsonl")[:n_prompts]
+            prompts = dapo.encode_prompts(tokenizer, problems, "tiny/test.jsonl", 128)
+            generator = torch.Generator(DEVICE).manual_seed(1)
+            how = {"eos_ids": [eos_id], "pad_id": 0, "n_vocab": n_vocab, "generator": generator}
+            lengths = dapo.rollout(model.eval(), prompts, group, longest, **how)["mask"].sum(1).long().clamp(min=2)
+        hook = ForcedLengths(model, lengths, eos_id)
+        width, tokens = max(map(len, prompts)), int(torch.as_tensor(lengths).sum())
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=DEVICE)
+        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
+
+        def ours(hook=hook, model=model, prompts=prompts, group=group, longest=longest, eos_id=eos_id, tokens=tokens):
+            hook.step = 0
+            generator = torch.Generator(DEVICE).manual_seed(1)
+            out = dapo.rollout(model, prompts, group, longest, [eos_id], 0, generator=generator)
+            assert out["mask"].sum() == tokens
+
+        @torch.no_grad()
+        def theirs(hook=hook, model=model, ids=ids, attention=attention, group=group, longest=longest, eos_id=eos_id):
+            hook.step = 0
+            how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": group}
+            how |= {"max_new_tokens": longest, "eos_token_id": eos_id, "pad_token_id": 0}
+            model.generate(input_ids=ids, attention_mask=attention, **how)
+
+        seconds = alternate({"rollout": ours, "generate": theirs}, args.rounds)
+        hook.handle.remove()
+        target = None if known else {"tiny/base": 3, "tiny/rlvr": 2}.get(name)
+        rate = tokens / statistics.median(seconds["rollout"])
+        result[name] = ratio_of(seconds["generate"], seconds["rollout"], target, tokens=tokens, tokens_per_second=rate)
+    return result
+
+
+def step(args):
+    """Seconds of TRL's GRPOTrainer for a step over those of dapo.py: 256 responses sampled and checked, two updates.
+
+    Both train on all 32 groups of 8, informative or not, with the clip-higher token-level loss, AdamW and no KL, at a
+    learning rate that leaves the model, and so the lengths, as they are.
+    """
+    import dapo
+
+    try:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError as error:
+        sys.exit(f"bench.py step: error: {error.name} is missing; pip install trl datasets")
+    result, G, n = {}, 8, 32
+    for name in ("tiny/base", "tiny/rlvr"):
+        problems = dapo.read_problems(ROOT / "tiny/train.jsonl")[: n * (args.rounds + 1)]
+        tokenizer, model = dapo.load_model(str(ROOT / name), DEVICE)
+        prompts = dapo.encode_prompts(tokenizer, problems, "tiny/train.jsonl", 128)
+        how = {"max_new_tokens": 128, "eos_ids": [tokenizer.eos_token_id], "pad_id": 0, "n_vocab": len(tokenizer)}
+        how |= {"temperature": 1.0, "top_p": 1.0, "generator": torch.Generator(DEVICE).manual_seed(1)}
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, weight_decay=0.0)
+        ours, our_tokens = [], 0
+        for i in range(0, len(problems), n):  # the phases of dapo.py's loop
+            began = clock()
+            part = dapo.sample_and_check(model, tokenizer, problems[i : i + n], prompts[i : i + n], G, **how)
+            reward = 2.0 * part["right"] - 1 + dapo.overlong_penalty(part["length"], 128, 32)
+            asked = [x for x in prompts[i : i + n] for _ in range(G)]
+            tokens, mask = dapo.pack(asked, part["ids"], 0, DEVICE)
+            plan = dapo.micro_batches(mask, n * G // 2, 32)
+            old = torch.zeros_like(mask)
+            for rows, width in (micro for mini in plan for micro in mini):
+                with torch.no_grad():
+                    old[rows, :width] = dapo.token_logprobs(model, tokens[rows, :width], mask[rows, :width])
+            adv = dapo.group_advantages(reward).to(DEVICE).view(-1, 1).expand_as(mask)
+            for mini in plan:
+                count = sum(mask[rows].sum() for rows, _ in mini)
+                for rows, width in mini:
+                    logp = dapo.token_logprobs(model, tokens[rows, :width], mask[rows, :width])
+                    a, m, o = (x[rows, :width] for x in (adv, mask, old))
+                    dapo.dapo_loss(logp, o, a, m, n_tokens=count)[0].backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            ours.append(clock() - began)
+            our_tokens += part["mask"].sum().item()
+        tokenizer, model = dapo.load_model(str(ROOT / name), DEVICE)
+
+        def reward(completions, answer, **_):
+            return [2.0 * dapo.is_correct(x[0]["content"], a) - 1 for x, a in zip(completions, answer, strict=True)]
+
+        rows = [{"prompt": [{"role": "user", "content": p["prompt"]}], "answer": p["answer"]} for p in problems]
+        theirs, lengths = [], []
+
+        class Clock(transformers.TrainerCallback):
+            began = None
+
+            def on_step_begin(self, *_, theirs=theirs, **__):
+                if self.began is None:
+                    self.began, self.updates = clock(), 0
+
+            def on_step_end(self, *_, theirs=theirs, **__):
+                self.updates += 1
+                if self.updates == 2:  # two updates a generation, as in dapo.py
+                    theirs.append(clock() - self.began)
+                    self.began = None
+
+            def on_log(self, a, s, c, logs=None, lengths=lengths, **__):
+                lengths += [logs["completions/mean_length"]] if "completions/mean_length" in (logs or {}) else []
+
+        config = {"per_device_train_batch_size": n * G // 2, "gradient_accumulation_steps": 1, "num_generations": G}
+        config |= {"steps_per_generation": 2, "num_iterations": 1, "max_steps": 2 * (args.rounds + 1), "beta": 0.0}
+        config |= {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "temperature": 1.0, "top_p": 1.0}
+        config |= {"max_completion_length": 128, "learning_rate": 1e-9, "weight_decay": 0.0, "max_grad_norm": 1.0}
+        config |= {"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True, "bf16": False}
+        config |= {"use_cpu": DEVICE.type == "cpu", "output_dir": args.scratch, "shuffle_dataset": False, "top_k": 0}
+        config |= {"gradient_checkpointing": False, "seed": 1}
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            args=GRPOConfig(**config),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        )
+        trainer.train()
+        tokens_ours, tokens_theirs = our_tokens / len(ours) / n / G, float(np.mean(lengths))
+        row = ratio_of(theirs[1:], ours[1:], 2.5, tokens_a_response={"dapo.py": tokens_ours, "TRL": tokens_theirs})
+        result[name] = row | {"seconds": {"dapo.py": statistics.median(ours[1:]), "TRL": statistics.median(theirs[1:])}}
+    return result
+
+
+def memory(args):
+    """Peak memory of scoring and its gradient, vocabulary 151,936, a process for each: naive over chunked."""
+    result = {}
+    for tokens in (512, 1024, 2048):
+        peak = {}
+        for kind in ("chunked", "naive"):
+            command = [sys.executable, __file__, "memory-of", "--kind", kind, "--tokens", str(tokens)]
+            peak[kind] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        result[f"{tokens} tokens"] = {
+            "ratio": peak["naive"] / peak["chunked"],
+            "rounds": [peak["naive"] / peak["chunked"]] * 2,
+            "target": None,
+            "mib": peak,
+        }
+    return result
+
+
+def memory_of(args):
+    """MiB that a forward and backward pass of log-probs adds to the peak of this process, or of the GPU."""
+    import dapo
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Qwen3ForCausalLM(Qwen3Config(**QWEN, **shape, num_key_value_heads=2, head_dim=32)).to(DEVICE)
+    tokens = torch.randint(151_936, (args.tokens // 128, 129), device=DEVICE)
+    mask = torch.ones(tokens.shape, device=DEVICE)
+    mask[:, 0] = 0
+
+    def work(kind, rows):
+        model.zero_grad()
+        if kind == "chunked":
+            logp = dapo.token_logprobs(model, tokens[:rows], mask[:rows], chunk=128)
+        else:
+            logits = model(tokens[:rows]).logits[:, :-1].float()
+            logp = torch.log_softmax(logits, dim=-1).gather(-1, tokens[:rows, 1:, None])
+        logp.sum().backward()
+
+    def peak():
+        if DEVICE.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+    work("chunked", 1)  # gradients and workspaces exist before the measurement
+    before = peak()
+    work(args.kind, len(tokens))
+    print(peak() - before)
 
 
 def two_model(args):
@@ -40,70 +285,128 @@ def two_model(args):
 
     Where nothing fires, decode_two draws exactly the tokens of `rollout` on the base; where everything fires, responses
     are as long as the RLVR model's. Both models have one architecture, so two separate decodes of the same tokens cost
-    twice one rollout. Half of the tokens random is in between; kl adds the cost of a criterion over the vocabulary.
+    twice one rollout. kl adds the cost of a criterion over the vocabulary.
     """
     import dapo
     import replace
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    names = (str(ROOT / "tiny/base"), str(ROOT / "tiny/rlvr"))
-    models, tokenizer, ids = replace.load_models(names, "", device)
+    models, _, ids = replace.load_models((str(ROOT / "tiny/base"), str(ROOT / "tiny/rlvr")), "", DEVICE)
     base, rlvr = models.values()
-    problems = replace.read_problems(ROOT / "tiny/test.jsonl")[: args.problems]
-    prompts = replace.encode_prompts(tokenizer, problems, "tiny/test.jsonl", 128)
-    copies = args.samples
+    problems = replace.read_problems(ROOT / "tiny/test.jsonl")[:100]
+    prompts = replace.encode_prompts(dapo.load_model(str(ROOT / "tiny/rlvr"), DEVICE)[0], problems, "test", 128)
+    result = {}
+    for name, model, score, threshold in (
+        ("never fires (dlogp), against the base", base, replace.score_dlogp, math.inf),
+        ("never fires (kl), against the base", base, replace.score_kl, math.inf),
+        ("always fires (dlogp), against RLVR", rlvr, replace.score_dlogp, -math.inf),
+        ("always fires (kl), against RLVR", rlvr, replace.score_kl, -math.inf),
+    ):
+        counts = {"one": [], "two": []}
 
-    def alone(model, seed):
-        generator = torch.Generator(device).manual_seed(seed)
-        return dapo.rollout(model, prompts, copies, 128, generator=generator, **ids)
+        def one(model=model, counts=counts):
+            how = {"generator": torch.Generator(DEVICE).manual_seed(len(counts["one"]))} | ids
+            counts["one"].append(dapo.rollout(model, prompts, 8, 128, **how)["mask"].sum().item())
 
-    def both(score, threshold, seed):
-        generator = torch.Generator(device).manual_seed(seed)
-        how = {"max_new_tokens": 128, "generator": generator} | ids
-        return replace.decode_two(base, rlvr, prompts, score, [threshold] * copies, [0.0] * copies, **how)
+        def two(score=score, threshold=threshold, counts=counts):
+            how = {"generator": torch.Generator(DEVICE).manual_seed(len(counts["two"])), "max_new_tokens": 128} | ids
+            out = replace.decode_two(base, rlvr, prompts, score, [threshold] * 8, [0.0] * 8, **how)
+            counts["two"].append(out["mask"].sum().item())
 
-    cases = {
-        "never fires (dlogp), against the base": (base, replace.score_dlogp, math.inf),
-        "never fires (kl), against the base": (base, replace.score_kl, math.inf),
-        "always fires (dlogp), against RLVR": (rlvr, replace.score_dlogp, -math.inf),
-        "always fires (kl), against RLVR": (rlvr, replace.score_kl, -math.inf),
-    }
-    ratios = {name: [] for name in cases}
-    for seed in range(args.rounds + 1):
-        for name, (model, score, threshold) in cases.items():
-            seconds, tokens = timed(lambda model=model, seed=seed: alone(model, seed))
-            seconds_two, tokens_two = timed(lambda how=(score, threshold), seed=seed: both(*how, seed))
-            if seed > 0:  # the first round warms up
-                ratios[name].append((seconds_two / tokens_two) / (2 * seconds / tokens))
-    return {name: {"ratio": statistics.median(x), "rounds": sorted(x), "target": 1.2} for name, x in ratios.items()}
+        seconds = alternate({"one": one, "two": two}, args.rounds)
+        rates = {k: [s / n for s, n in zip(seconds[k], counts[k][1:], strict=True)] for k in seconds}
+        result[name] = ratio_of(rates["two"], [2 * x for x in rates["one"]], 1.2)
+    return result
 
 
-BENCHMARKS = {"two-model": two_model}
+def bandit(args):
+    """Seconds of 1,000 runs by the plain loop of Algorithm 1 over those of run_bandit. The loop is timed on 10 runs."""
+    import toy_bandit
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_toy_bandit import algorithm_1
+
+    steps, uniforms = 2000, np.random.default_rng(0).random((2000, 2))
+    how = {"steps": steps, "group_size": 2, "lr": 0.1, "temperature": 1.0, "optimizer": "sgd"}
+
+    def loop():
+        for _ in range(10):
+            algorithm_1(toy_bandit.REWARDS, toy_bandit.POLICY, uniforms=uniforms, signs="both", **how)
+
+    def ours():
+        toy_bandit.run_bandit(toy_bandit.REWARDS, toy_bandit.POLICY, n_runs=1000, **how)
+
+    seconds = alternate({"loop": loop, "ours": ours}, args.rounds)
+    return {"1,000 runs x 2,000 updates": ratio_of([100 * x for x in seconds["loop"]], seconds["ours"], 200)}
+
+
+def analysis(args):
+    """Share of the speed of two bare forward passes that score_pair keeps: all metrics of every token, both models."""
+    import delta_logp
+
+    models, tokenizer, ids = delta_logp.load_models((str(ROOT / "tiny/base"), str(ROOT / "tiny/rlvr")), "", DEVICE)
+    base, rlvr = models.values()
+    problems = delta_logp.read_problems(ROOT / "tiny/test.jsonl")[:64]
+    prompts = delta_logp.encode_prompts(tokenizer, problems, "test", 128)
+    how = {"max_new_tokens": 128, "generator": torch.Generator(DEVICE).manual_seed(1)} | ids
+    part = delta_logp.sample_and_check(rlvr, tokenizer, problems, prompts, 1, **how)
+    cases = {"tiny pair": (base, rlvr, delta_logp.pack(prompts, part["ids"], 0, DEVICE), ids["n_vocab"])}
+    if args.model:
+        name = args.model
+        pair = random_model(name), random_model(name)
+        rng = np.random.default_rng(0)
+        asked, answers = (
+            [rng.integers(0, 151_000, n).tolist() for _ in range(args.rows // 8)] for n in (32, args.tokens)
+        )
+        cases = {name: (*pair, delta_logp.pack(asked, answers, 0, DEVICE), 151_665)}
+    result = {}
+    for name, (one, two, (tokens, mask), n_vocab) in cases.items():
+
+        @torch.no_grad()
+        def bare(one=one, two=two, tokens=tokens):
+            for model in (one, two):
+                model(tokens, use_cache=False)
+
+        def full(one=one, two=two, tokens=tokens, mask=mask, n_vocab=n_vocab):
+            delta_logp.score_pair(one, two, tokens, mask, n_vocab=n_vocab)
+
+        seconds = alternate({"bare": bare, "full": full}, args.rounds)
+        result[name] = ratio_of(seconds["bare"], seconds["full"], 0.7)
+    return result
+
+
+BENCHMARKS = {"rollout": rollout, "step": step, "memory": memory, "two-model": two_model, "bandit": bandit}
+BENCHMARKS |= {"analysis": analysis, "memory-of": memory_of}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count")
-    parser.add_argument("--problems", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument(
+        "--model", default="", help=f"a full-size shape instead of the tiny models: {', '.join(PUBLIC)}"
+    )
+    parser.add_argument("--rows", type=int, default=16, help="responses decoded side by side by a full-size model")
+    parser.add_argument(
+        "--tokens", type=int, default=32, help="most new tokens of a full-size model; tokens of memory-of"
+    )
+    parser.add_argument("--kind", default="chunked", help="of memory-of")
+    parser.add_argument("--scratch", default="/tmp/bench-trl", help="folder for TRL's own files")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     result = BENCHMARKS[args.name](args)
+    if result is None:
+        return
     print("| | median | least | most | target |\n|---|---|---|---|---|")
     for name, row in result.items():
-        print(f"| {name} | {row['ratio']:.2f} | {row['rounds'][0]:.2f} | {row['rounds'][-1]:.2f} | {row['target']} |")
-    device = device_name()
-    about = {
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{args.name}-{device.replace(' ', '-').lower()}.json"
-    path.write_text(json.dumps(about | {"arguments": vars(args), "result": result}, indent=2) + "\n")
+        target = "" if row["target"] is None else row["target"]
+        print(f"| {name} | {row['ratio']:.2f} | {row['rounds'][0]:.2f} | {row['rounds'][-1]:.2f} | {target} |")
+    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
+    about = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    about |= {"transformers": transformers.__version__, "machine": platform.machine(), "arguments": vars(args)}
+    name = "-".join([args.name, *filter(None, [args.model.replace("/", "-").replace(",", "-")]), device])
+    path = ROOT / "benchmarks" / "results" / f"{name.replace(' ', '-').lower()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about | {"result": result}, indent=2) + "\n")
     print(f"written: {path.relative_to(ROOT)}")
 
 
