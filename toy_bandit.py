@@ -77,10 +77,10 @@ def parse_args(cls, doc, argv=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------- maths
-def softmax(z):
-    """Over the last axis."""
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+def softmax(z, axis=-1):
+    """Over one axis."""
+    e = np.exp(z - z.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
 
 
 def logit_update(probs, action, adv, lr):
@@ -124,26 +124,25 @@ def run_bandit(
     group_size)) from numpy's default_rng(seed) and inverts the cumulative policy. Raises InputError on bad arguments.
     """
     rewards, start = check_bandit(rewards, init_probs, steps, group_size, lr, temperature, optimizer, n_runs, signs)
-    rng, arms, last = np.random.default_rng(seed), np.arange(len(rewards)), len(rewards) - 1
-    z = np.tile(temperature * np.log(start), (n_runs, 1))
+    rng, arms = np.random.default_rng(seed), np.arange(len(rewards))[:, None]
+    z = np.tile(temperature * np.log(start)[:, None], n_runs)  # (actions, runs): numpy is fast along the long last axis
     first, second = np.zeros_like(z), np.zeros_like(z)  # Adam's moments
-    out = np.empty((n_runs, steps + 1, len(rewards)), dtype=np.float32)
+    out = np.empty((steps + 1, *z.shape), dtype=np.float32)
     for t in range(steps):
-        pi = softmax(z / temperature)  # (runs, actions)
-        out[:, t] = pi
-        u = rng.random((n_runs, group_size))
-        chosen = np.minimum((u[:, :, None] >= pi.cumsum(axis=1)[:, None, :]).sum(axis=2), last)  # (runs, G)
-        adv = rewards[chosen] - rewards[chosen].mean(axis=1, keepdims=True)  # (4)
+        out[t] = pi = softmax(z / temperature, axis=0)
+        u = np.ascontiguousarray(rng.random((n_runs, group_size)).T)  # (G, runs)
+        chosen = (u >= pi.cumsum(axis=0)[:-1, None]).sum(axis=0)  # (G, runs)
+        adv = rewards[chosen] - rewards[chosen].mean(axis=0)  # (4)
         if signs != "both":
             adv = np.maximum(adv, 0) if signs == "positive" else np.minimum(adv, 0)
-        taken = (adv[:, :, None] * (chosen[:, :, None] == arms)).sum(axis=1)  # sum_i A_i e_{a_i}
-        grad = (taken - adv.sum(axis=1, keepdims=True) * pi) / group_size
+        taken = (adv[:, None] * (chosen[:, None] == arms)).sum(axis=0)  # sum_i A_i e_{a_i}, (actions, runs)
+        grad = (taken - adv.sum(axis=0) * pi) / group_size
         if optimizer == "adam":
             first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad**2
             grad = first / (1 - 0.9 ** (t + 1)) / (np.sqrt(second / (1 - 0.999 ** (t + 1))) + 1e-8)
         z += lr * grad  # (5)
-    out[:, steps] = softmax(z / temperature)
-    return out
+    out[steps] = softmax(z / temperature, axis=0)
+    return out.transpose(2, 0, 1)
 
 
 def check_bandit(rewards, init_probs, steps, group_size, lr, temperature, optimizer, n_runs, signs):
