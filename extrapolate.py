@@ -418,13 +418,18 @@ def require_same_vocabulary(tokenizers, models):
 
 
 def encode_prompts(tokenizer, problems, path, limit):
-    """Token ids of every prompt, in the tokenizer's chat template if it has one; InputError names the line."""
+    """Token ids of every prompt, behind its "system" text if there is one, in the tokenizer's chat template if any.
+
+    A prompt of more than `limit` tokens, or with characters that the vocabulary lacks, is an InputError with its line.
+    """
     rows = []
     for line, problem in enumerate(problems, start=1):
-        text, chat = problem["prompt"], tokenizer.chat_template is not None
+        chat, keys = tokenizer.chat_template is not None, ("system", "prompt") if problem.get("system") else ("prompt",)
+        text = "\n\n".join(problem[key] for key in keys)
         if chat:
-            message = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            roles = {"system": "system", "prompt": "user"}
+            messages = [{"role": roles[key], "content": problem[key]} for key in keys]
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=not chat)["input_ids"]
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
             raise InputError(f"{path}, line {line}: the prompt has characters that the model's vocabulary lacks")
@@ -531,7 +536,7 @@ def decode_two(
 
 # ----------------------------------------------------------------------------------------------- the task and verifier
 def read_problems(path):
-    """Rows {"prompt": str, "answer": str} of a JSONL file, other keys kept; InputError names file and line."""
+    """Rows {"prompt": str, "answer": str} of a JSONL file, perhaps with "system"; InputError names file and line."""
     try:
         lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")  # not at U+2028, as splitlines would
     except (OSError, UnicodeDecodeError) as error:
@@ -547,6 +552,8 @@ def read_problems(path):
         for key in ("prompt", "answer"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
                 raise InputError(f'{path}, line {number}: "{key}" is missing, or not a string with something in it')
+        if not isinstance(row.get("system", ""), str):
+            raise InputError(f'{path}, line {number}: "system", which may be left out, is not a string')
         problems.append(row)
     return problems
 
