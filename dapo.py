@@ -50,6 +50,7 @@ import matplotlib
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -601,12 +602,35 @@ def save_model(folder, model, tokenizer, trainer=None):
     """A folder for from_pretrained, and trainer.pt if given; written under a temporary name, then renamed."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    if trainer is not None:
-        torch.save(trainer, temporary / "trainer.pt")
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if trainer is not None:
+            torch.save(trainer, temporary / "trainer.pt")
+    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
+        raise OSError(f"cannot write {temporary}: {str(error).splitlines()[0][:100]}") from None
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
+
+
+def read_checkpoint(folders, device):
+    """(tokenizer, model, trainer) of the last of the checkpoint folders; InputError names it if it is damaged."""
+    *before, last = folders
+    try:
+        return *load_model(str(last), device), torch.load(last / "trainer.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a cut or overwritten file makes its reader raise
+        mend = f"delete that folder to go on from {before[-1]}" if before else "start again with --overwrite"
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"the checkpoint {last} is damaged ({type(error).__name__}: {reason}); {mend}") from None
+
+
+def stop_at_bad_batch(out, step, norm, batch):
+    """Keep the batch whose gradient is nan or infinite, and stop with a sentence about it."""
+    torch.save(batch, out / "bad_batch.pt")
+    raise InputError(
+        f"step {step}: the norm of the gradient is {norm.item()}; the weights and the last checkpoint are as they were "
+        f"before, the batch is in {out / 'bad_batch.pt'}; a lower --lr may help"
+    )
 
 
 def draw_curves(path, rows, title):
@@ -650,8 +674,8 @@ def main(args):
     train, test = read_problems(args.train), read_problems(args.test)[: args.eval_problems or None]
     device = pick_device(args.device)
     out = open_run(args, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
-    last = sorted((out / "checkpoint").glob("step_??????"))[-1:] if args.resume else []
-    tokenizer, model = load_model(str(last[0]) if last else args.model, device)
+    saved = sorted((out / "checkpoint").glob("step_??????")) if args.resume else []
+    tokenizer, model, trainer = read_checkpoint(saved, device) if saved else (*load_model(args.model, device), None)
     limit = model.config.max_position_embeddings - args.max_response
     train_ids = encode_prompts(tokenizer, train, args.train, limit)
     test_ids = encode_prompts(tokenizer, test, args.test, limit)
@@ -666,8 +690,7 @@ def main(args):
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     generator = torch.Generator(device).manual_seed(args.seed)
     done, cursor = -1, 0  # the last step in the log (0 is the evaluation of the base), and the problems drawn so far
-    if last:
-        trainer = torch.load(last[0] / "trainer.pt", map_location="cpu", weights_only=True)
+    if trainer:
         done, cursor = trainer["step"], trainer["cursor"]
         optimizer.load_state_dict(trainer["optimizer"])
         generator.set_state(trainer["generator"])
@@ -766,6 +789,10 @@ def main(args):
                     sums.update({name: value.item() for name, value in (stats | {"loss": loss}).items()})
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
                 sums["grad_norm"] += norm.item()
+                if not math.isfinite(norm):  # nan or inf stops here, before it reaches the weights
+                    stop_at_bad_batch(
+                        out, step, norm, {"tokens": tokens, "mask": mask, "adv": adv, "logp_old": logp_old}
+                    )
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             row |= {name: value / len(plan) for name, value in sums.items()}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,3 +251,60 @@ def test_the_command_itself_exits_with_2_and_no_traceback(argument):
 
 def test_every_argument_has_a_help_text():
     assert all(f.metadata["help"] for f in dataclasses.fields(dapo.Args))
+
+
+# ------------------------------------------------------------------------------------------------------------ survival
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(whole, tmp_path, monkeypatch):
+    real, calls = dapo.dapo_loss, []
+
+    def broken(*args, **more):
+        loss, stats = real(*args, **more)
+        calls.append(1)
+        return (loss * float("nan") if len(calls) == poisoned else loss), stats
+
+    monkeypatch.setattr(dapo, "dapo_loss", lambda *args, **more: (calls.append(1), real(*args, **more))[1])
+    assert run(tmp_path / "count", "--steps 2") == 0
+    poisoned, calls = len(calls) + 1, []  # the first micro-batch of step 3
+    monkeypatch.setattr(dapo, "dapo_loss", broken)
+    out = tmp_path / "run"
+    with pytest.raises(dapo.InputError, match=r"step 3: the norm of the gradient is nan.*bad_batch\.pt"):
+        run(out, "--steps 4 --save-every 2 --checkpoint-every 1")
+    batch = torch.load(out / "bad_batch.pt", weights_only=True)
+    assert batch["tokens"].shape == batch["mask"].shape == batch["adv"].shape == batch["logp_old"].shape
+    assert len(rows(out)) == 3 and sorted(path.name for path in (out / "checkpoint").iterdir())[-1] == "step_000002"
+    monkeypatch.setattr(dapo, "dapo_loss", real)
+    assert run(out, "--steps 4 --save-every 2 --checkpoint-every 1 --resume") == 0
+    same_files(out, whole)
+
+
+@pytest.mark.parametrize("name", ["trainer.pt", "model.safetensors", "config.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(whole, tmp_path, name):
+    out = tmp_path / "run"
+    assert run(out, "--steps 3 --save-every 2 --checkpoint-every 1") == 0
+    damaged = out / "checkpoint" / "step_000003"
+    data = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(dapo.InputError, match=r"step_000003 is damaged .* delete that folder .*step_000002"):
+        run(out, "--steps 4 --save-every 2 --resume")
+    shutil.rmtree(damaged)
+    assert run(out, "--steps 4 --save-every 2 --resume") == 0
+    same_files(out, whole)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(whole, tmp_path, monkeypatch):
+    real, saved = torch.save, []
+
+    def full(what, path):
+        saved.append(path)
+        if len(saved) == 3:
+            Path(path).write_bytes(b"half")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+        return real(what, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    out = tmp_path / "run"
+    with pytest.raises(OSError, match=r"cannot write .*step_000003\.tmp"):
+        run(out, "--steps 4 --save-every 2 --checkpoint-every 1")
+    monkeypatch.setattr(torch, "save", real)
+    assert run(out, "--steps 4 --save-every 2 --checkpoint-every 1 --resume") == 0
+    same_files(out, whole)
