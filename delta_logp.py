@@ -1086,6 +1086,7 @@ def main(args):
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     if args.check:
+        decoding["generator"] = torch.Generator(device).manual_seed(args.seed)
         with autocast:
             part = sample_and_check(models[args.rlvr], tokenizer, problems[:16], prompts[:16], 4, **decoding)
         tokens, mask = pack([x for x in prompts[:16] for _ in range(4)], part["ids"], ids["pad_id"], device)
