@@ -146,7 +146,7 @@ def kl_divergence(logp_p, logp_q):
     Infinite where p takes what q never does. Rounding may leave -1e-7 for equal distributions; that is cut to 0.
     """
     terms = logp_p.exp() * (logp_p - logp_q)  # (3)
-    return terms.masked_fill(logp_p == -math.inf, 0.0).sum(-1).clamp(min=0.0)
+    return terms.masked_fill(logp_p == -torch.inf, 0.0).sum(-1).clamp(min=0.0)
 
 
 def token_metrics(logits_base, logits_rlvr, tokens):
@@ -641,6 +641,8 @@ def read_responses(path, tokenizer, n_vocab):
             raise InputError(f'{path}, line {number}: "source" must be "base" or "rlvr", who wrote the response')
         if "ids" not in row:
             row["ids"] = tokenizer(row["response"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in row["ids"]:
+                raise InputError(f"{path}, line {number}: the response has characters that the vocabulary lacks")
         if not isinstance(row["ids"], list) or not all(type(i) is int and 0 <= i < n_vocab for i in row["ids"]):
             raise InputError(f'{path}, line {number}: "ids" must be a list of token ids below {n_vocab}')
         if not row["ids"]:

@@ -140,7 +140,7 @@ def kl_divergence(logp_p, logp_q):
     Infinite where p takes what q never does. Rounding may leave -1e-7 for equal distributions; that is cut to 0.
     """
     terms = logp_p.exp() * (logp_p - logp_q)  # (2)
-    return terms.masked_fill(logp_p == -math.inf, 0.0).sum(-1).clamp(min=0.0)
+    return terms.masked_fill(logp_p == -torch.inf, 0.0).sum(-1).clamp(min=0.0)
 
 
 # The criteria: log-probs (N, V) of base and RLVR at the same prefixes, and the ids (N,) that were drawn -> scores (N,).
@@ -651,7 +651,8 @@ def compare(everything, curves, resamples, seed):
     table, areas, differences = {}, {}, {}
     if not curves:
         return table, differences
-    low, high = (pick(rows[i]["ratio"] for rows in curves.values()) for pick, i in ((max, 0), (min, -1)))
+    least = 1e-6  # a curve may begin at a measured ratio of 0, which has no logarithm
+    low, high = (pick(max(least, rows[i]["ratio"]) for rows in curves.values()) for pick, i in ((max, 0), (min, -1)))
     for name, rows in curves.items():
         values = np.array([row["right"] for row in [everything, *rows]])  # (1 + K, P)
         means = bootstrap_means(values, resamples, seed)  # the same problems for every criterion: paired
@@ -659,7 +660,9 @@ def compare(everything, curves, resamples, seed):
         enough = [row["ratio"] for row, x in zip(rows, lead, strict=True) if x <= 0]
         table[name] = {"enough": min(enough, default=None)}
         if len(rows) > 1 and low < high:
-            ratio = np.maximum.accumulate([row["ratio"] for row in rows]) * (1 + 1e-9 * np.arange(len(rows)))
+            ratio = np.maximum.accumulate([max(least, row["ratio"]) for row in rows]) * (
+                1 + 1e-9 * np.arange(len(rows))
+            )
             areas[name] = area_under(ratio, np.vstack([values[1:].mean(axis=1), means[:, 1:]]), low, high)
             interval = np.quantile(areas[name][1:], [0.025, 0.975])
             table[name] |= {"area": float(areas[name][0]), "area_ci95": interval.tolist()}

@@ -55,7 +55,7 @@ def extract_answer(text):
 
 
 def from_gsm8k(row):
-    """(problem, answer) of a row of GSM8K; None where nothing stands behind ####."""
+    """(problem, answer) of a row of GSM8K; an empty answer where nothing stands behind ####."""
     answer = row["answer"].rpartition("####")[2] if "####" in row["answer"] else ""
     return row["question"], answer.replace(",", "").strip()
 
@@ -126,7 +126,7 @@ def raw_rows(source, split, folder):
     if folder:
         path = Path(folder) / f"{split}.jsonl"
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not at U+2028
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
         for number, line in enumerate(lines, start=1):

@@ -1,5 +1,6 @@
 """delta_logp.py against slow, plain computations, on models whose answer is known, and in a real browser."""
 
+import ast
 import contextlib
 import copy
 import html
@@ -217,6 +218,29 @@ def test_gradient_coefficient_is_the_l1_norm_that_autograd_finds():
     assert gradient_coefficient(torch.tensor(-1e-9), torch.tensor(1.0)).item() == pytest.approx(2e-9)
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("delta_logp.py", ("delta_logp", "entropy", "kl_divergence", "token_metrics")),
+        ("delta_logp.py", ("gradient_coefficient",)),
+        ("replace.py", ("entropy", "kl_divergence", "score_kl")),
+        ("extrapolate.py", ("extrapolate_logp",)),
+        ("extrapolate.py", ("policy_gradient", "natural_gradient", "npg_step")),
+    ],
+)
+def test_maths_works_pasted_alone(path, names):
+    """The last function with those that it calls, and nothing else but `import torch`."""
+    source = (ROOT / path).read_text()
+    nodes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    pasted = {"torch": torch}
+    for name in names:
+        exec(ast.get_source_segment(source, nodes[name]), pasted)
+    p, q = (torch.log_softmax(torch.randn(3, 5), -1) for _ in range(2))
+    last = {"token_metrics": torch.arange(3), "score_kl": torch.arange(3), "extrapolate_logp": 0.5, "npg_step": 0.5}
+    out = pasted[names[-1]](p, q, last.get(names[-1], 1.0))
+    assert all(torch.isfinite(x).all() for x in (out.values() if isinstance(out, dict) else [out]))
+
+
 def test_lemma_check_catches_a_wrong_coefficient(monkeypatch):
     model = random_qwen()
     tokens, mask = pack(PROMPTS, RESPONSES, pad_id=0)
@@ -405,6 +429,7 @@ def test_check_prints_the_error_of_the_lemma(tmp_path, capsys):
         ('{"prompt": "1+1?", "response": "2", "source": "me"}', 'line 2: "source" must be "base" or "rlvr"'),
         ('{"prompt": "1+1?", "response": "2", "source": "base", "ids": [22]}', 'line 2: "ids" must be'),
         ('{"prompt": "1+1?", "response": "2", "source": "base", "ids": []}', 'line 2: "ids" is empty'),
+        ('{"prompt": "1+1?", "response": "two", "source": "base"}', "line 2: the response has characters"),
         ('{"prompt": "1+1?", "response": "2", "source": "rlvr"}', 'no response with "source": "base"'),
     ],
 )

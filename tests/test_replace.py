@@ -283,6 +283,12 @@ def test_compare_pairs_by_problem_and_finds_the_first_ratio_that_is_enough():
     assert compare({"right": [0.5]}, {}, 10, 0) == ({}, {})
 
 
+def test_a_measured_ratio_of_0_leaves_the_areas_finite():
+    rows = [{"ratio": ratio, "right": [0.2, 0.4]} for ratio in (0.0, 0.0, 0.3)]
+    table, differences = compare({"right": [0.5, 0.5]}, {"dlogp": rows, "kl": rows}, 10, 0)
+    assert table["dlogp"]["area"] == pytest.approx(0.3) and differences["dlogp - kl"]["area"] == 0
+
+
 def test_counts_of_replaced_tokens_and_forks():
     pieces = {1: "4", 2: "=", 3: ";", 4: "+", 5: "\\boxed{", 6: "}"}
     tokens = np.array([[[[1, 4, 1, 2, 1, 3, 5, 1, 6], [5, 1, 6, 0, 0, 0, 0, 0, 0]]]])  # 4+4=4;\boxed{4} and \boxed{4}
