@@ -31,6 +31,7 @@ micro-batches as the update, so that the first ratio is exactly 1.
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -76,6 +77,8 @@ class Args:
     seed: int = arg(1, "of sampling and data order", 0)
     device: str = arg("auto", "auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     dtype: str = arg("auto", "autocast; auto is bf16 on CUDA, else fp32", choices=("auto", "fp32", "bf16"))
+    cuda_graph: bool = arg(True, "on CUDA, decode by replaying a CUDA graph; no effect on a CPU")
+    verifier: str = arg("exact", "of final answers; math-verify needs its package", choices=("exact", "math-verify"))
     # the objective
     reweight: str = arg("none", "equations (3), (4), (5)", choices=("none", "low-prob", "dominate", "ppl"))
     alpha: float = arg(0.2, "strength of --reweight; 0 is DAPO, bit for bit", 0, 1)
@@ -294,13 +297,122 @@ def encode_prompts(tokenizer, problems, path, limit):
     return rows
 
 
+class FixedCache:
+    """Keys and values of all layers, with room for `room` tokens, written in place: what a CUDA graph can read.
+
+    Takes over rows (n,) and the first `used` columns of another cache's kv: (keys, values) of each layer, (N, heads,
+    length, size) both. The next token is written to column `at`.
+    """
+
+    def __init__(self, kv, rows, used, room):
+        device = kv[0][0].device
+        self.kv, self.at = kv, torch.tensor([used], device=device)
+        for i, layer in enumerate(kv):  # layer by layer, so that no second cache lies beside the first
+            low = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else layer[0].dtype
+            kv[i] = [x.new_zeros(len(rows), x.shape[1], room, x.shape[3], dtype=low) for x in layer]
+            for new, x in zip(kv[i], layer, strict=True):
+                new[:, :, :used] = x[rows, :, :used]
+
+    def update(self, keys, values, layer, *_, **__):
+        """What the attention of each layer calls: write the new token, return all columns (a mask hides the rest)."""
+        for held, new in zip(self.kv[layer], (keys, values), strict=True):
+            held.index_copy_(2, self.at, new.to(held.dtype))
+        return self.kv[layer]
+
+    def get_seq_length(self, *_):
+        """Not asked where positions and mask are given; some versions of transformers ask all the same."""
+        return 0
+
+
+class Decoder:
+    """Next-token logits of a model, step by step, for N = len(prompts) * copies rows: a prompt is read once, and its
+    cache repeated for its copies. `logits` (N, V) are those of the first response token.
+
+    Eager, a row that has ended leaves batch and cache. With cuda_graph, one launch replays the whole step, where eager
+    PyTorch pays Python and a launch for each kernel of every layer: the cache is fixed, rows that have ended stay in
+    it until they are half, its room doubles when full, and either is a new capture. On a CPU that path runs uncaptured.
+    """
+
+    def __init__(self, model, prompts, copies, pad_id, max_new_tokens, cuda_graph=False):
+        width, device = max(map(len, prompts)), model.device
+        ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        position = (attention.cumsum(1) - 1).clamp(min=0)  # left padding must not shift positions
+        out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
+        self.model, self.cache, self.longest = model, out.past_key_values, width + max_new_tokens
+        self.cache.batch_repeat_interleave(copies)
+        self.logits, self.attention, self.position = (
+            x.repeat_interleave(copies, dim=0) for x in (out.logits[:, -1], attention, position[:, -1:])
+        )
+        self.fixed = cuda_graph and not any(self.cache.is_sliding)  # a sliding window would need a mask of its own
+        self.rows = torch.arange(len(self.attention), device=device)  # of the fixed cache: where each row is in it
+        self.replay = None
+
+    def keep(self, rows):
+        """Go on with these rows alone: (n,) indices."""
+        self.attention, self.position, self.rows = self.attention[rows], self.position[rows], self.rows[rows]
+        if not self.fixed:
+            self.cache.batch_select_indices(rows)
+
+    def step(self, tokens):
+        """Logits (n, V) of what follows `tokens` (n,), the last token of each row."""
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(tokens), 1)], dim=1)
+        self.position = self.position + 1
+        if not self.fixed:
+            how = {"attention_mask": self.attention, "position_ids": self.position, "past_key_values": self.cache}
+            return self.model(input_ids=tokens[:, None], use_cache=True, **how).logits[:, -1]
+        n, used = self.attention.shape
+        if self.replay is None or used > self.mask.shape[-1] or (len(self.mask) > 8 and n <= len(self.mask) // 2):
+            self.capture(n, used)
+        self.ids[self.rows, 0], self.where[self.rows] = tokens, self.position
+        self.mask[..., used - 1] = True
+        self.cache.at.fill_(used - 1)
+        self.replay()
+        return self.out[self.rows]
+
+    def capture(self, n, used):
+        """Leave ended rows behind, make room for as many tokens again, and record the step over the new buffers."""
+        self.replay = None  # frees the graph before
+        room = -(-min(2 * used, self.longest) // 64) * 64  # a multiple of 64, for the attention kernels
+        old = self.cache.kv if isinstance(self.cache, FixedCache) else [(x.keys, x.values) for x in self.cache.layers]
+        self.cache = FixedCache(old, self.rows, used - 1, room)
+        self.rows = torch.arange(n, device=self.rows.device)
+        self.ids, self.where = (self.position.clone() for _ in range(2))  # (n, 1) both, filled before each replay
+        self.mask = torch.nn.functional.pad(self.attention.bool(), (0, room - used))[:, None, None]  # (n, 1, 1, room)
+        how = {"attention_mask": self.mask, "position_ids": self.where, "past_key_values": self.cache}
+
+        def run():
+            self.out = self.model(input_ids=self.ids, use_cache=True, **how).logits[:, -1]
+
+        self.replay = run
+        if self.rows.is_cuda:
+            stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                run()  # warm-up: libraries set themselves up, and autocast casts the weights, outside the graph
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph):
+                run()
+            self.replay = graph.replay
+
+
 @torch.no_grad()
 def rollout(
-    model, prompts, group_size, max_new_tokens, eos_ids, pad_id, temperature=1, top_p=1, n_vocab=None, generator=None
+    model,
+    prompts,
+    group_size,
+    max_new_tokens,
+    eos_ids,
+    pad_id,
+    temperature=1.0,
+    top_p=1.0,
+    n_vocab=None,
+    generator=None,
+    cuda_graph=False,
 ):
     """Sample group_size responses to each of B prompts (lists of ids), keeping what each token was drawn from.
 
-    A prompt is read once and its cache repeated for the group; a row that draws one of eos_ids leaves batch and cache.
+    A prompt is read once and its cache repeated for the group; a row that draws one of eos_ids leaves. See Decoder.
     Tokens come from the full softmax at `temperature` (generation_config is not consulted) or its nucleus top_p; ids
     from n_vocab on, which pad the embedding matrix, are never drawn. Returns tensors of N = B * group_size rows in
     group order, T the longest response; all but `finished` are (N, T), right-padded:
@@ -310,17 +422,8 @@ def rollout(
     """
     was_training = model.training
     model.eval()  # in train mode, gradient checkpointing would switch the cache off
-    width, device = max(map(len, prompts)), model.device
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    position = (attention.cumsum(1) - 1).clamp(min=0)  # left padding must not shift positions
-    out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
-    cache = out.past_key_values
-    cache.batch_repeat_interleave(group_size)
-    logits, attention, position = (
-        x.repeat_interleave(group_size, dim=0) for x in (out.logits[:, -1], attention, position[:, -1:])
-    )
-    n = len(attention)
+    decoder = Decoder(model, prompts, group_size, pad_id, max_new_tokens, cuda_graph)
+    logits, n, device = decoder.logits, len(decoder.logits), model.device
     tokens = torch.full((n, max_new_tokens), pad_id, device=device)
     mask, logp, entropy = (torch.zeros(n, max_new_tokens, device=device) for _ in range(3))
     finished, live = torch.zeros(n, dtype=torch.bool, device=device), torch.arange(n, device=device)
@@ -334,13 +437,11 @@ def rollout(
         if stopped.any():
             finished[live[stopped]] = True
             keep = (~stopped).nonzero()[:, 0]
-            live, new, attention, position = (x[keep] for x in (live, new, attention, position))
-            cache.batch_select_indices(keep)
+            live, new = live[keep], new[keep]
+            decoder.keep(keep)
         if len(live) == 0 or t + 1 == max_new_tokens:
             break
-        attention, position = torch.cat([attention, attention.new_ones(len(live), 1)], dim=1), position + 1
-        step = {"attention_mask": attention, "position_ids": position, "past_key_values": cache, "use_cache": True}
-        logits = model(input_ids=new[:, None], **step).logits[:, -1]
+        logits = decoder.step(new)
     model.train(was_training)
     result = {"tokens": tokens, "mask": mask, "logp": logp, "entropy": entropy}
     return {name: x[:, : t + 1] for name, x in result.items()} | {"finished": finished}
@@ -485,6 +586,45 @@ def is_correct(text, answer):
     return found == answer != ""
 
 
+def check_answers(texts, answers, verifier="exact"):
+    """For each text "right" or "wrong", or "failed" or "timed out", which count as wrong.
+
+    exact: is_correct. math-verify: where that says no, the package of this name decides whether the last box and the
+    answer are equal as LaTeX, in 5 seconds at most; what it cannot read has failed.
+    """
+    verdicts = ["right" if is_correct(*pair) else "wrong" for pair in zip(texts, answers, strict=True)]
+    if verifier == "exact":
+        return verdicts
+    import math_verify
+    from math_verify.errors import TimeoutException
+
+    how = {"extraction_config": [math_verify.LatexExtractionConfig()], "fallback_mode": "no_fallback"}
+    for i, found in enumerate(map(extract_answer, texts)):
+        if verdicts[i] == "right" or not found:
+            continue
+        try:
+            gold, said = (math_verify.parse(rf"\boxed{{{x}}}", **how, raise_on_error=True) for x in (answers[i], found))
+            equal = gold and said and math_verify.verify(gold, said, raise_on_error=True)
+            verdicts[i] = "right" if equal else "wrong" if gold and said else "failed"
+        except TimeoutException:
+            verdicts[i] = "timed out"
+        except Exception:  # whatever its parser, or sympy, makes of what a model wrote
+            verdicts[i] = "failed"
+    return verdicts
+
+
+def verifier_problems(verdicts):
+    """{"verifier_failed": share, "verifier_timed_out": share} of the verdicts; left out where it is 0."""
+    names, n = {"failed": "verifier_failed", "timed out": "verifier_timed_out"}, len(verdicts)
+    return {name: list(verdicts).count(kind) / n for kind, name in names.items() if kind in verdicts}
+
+
+def require_verifier(name):
+    """InputError if the package that --verifier asks for is missing."""
+    if name == "math-verify" and importlib.util.find_spec("math_verify") is None:
+        raise InputError("--verifier math-verify needs a package that is missing: pip install math-verify")
+
+
 def count_leaps(text):
     r"""(leaps of one, leaps of two, jumps) in a response of the tiny world, such as "44+8=52;52-3*2=98;\boxed{98}".
 
@@ -503,15 +643,16 @@ def problem_at(cursor, n, seed):
     return int(np.random.default_rng([seed, cursor // n]).permutation(n)[cursor % n])
 
 
-def sample_and_check(model, tokenizer, problems, prompts, group_size, **decoding):
-    """`rollout`, decoded and verified: adds ids (N lists), texts (N strings), right (B, G) bool and length (B, G)."""
+def sample_and_check(model, tokenizer, problems, prompts, group_size, verifier="exact", **decoding):
+    """`rollout`, decoded and verified: adds ids, texts and verdicts (N each), right (B, G) bool and length (B, G)."""
     part = rollout(model, prompts, group_size, **decoding)
     lengths = part["mask"].sum(1).long().cpu()
     ids = [row[:n] for row, n in zip(part["tokens"].tolist(), lengths.tolist(), strict=True)]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    right = [is_correct(text, problems[i // group_size]["answer"]) for i, text in enumerate(texts)]
-    shape = (-1, group_size)
-    return part | {"ids": ids, "texts": texts, "right": torch.tensor(right).view(shape), "length": lengths.view(shape)}
+    verdicts = check_answers(texts, [problem["answer"] for problem in problems for _ in range(group_size)], verifier)
+    right = torch.tensor([verdict == "right" for verdict in verdicts]).view(-1, group_size)
+    part |= {"ids": ids, "texts": texts, "verdicts": verdicts, "right": right}
+    return part | {"length": lengths.view(-1, group_size)}
 
 
 def describe(parts):
@@ -524,6 +665,7 @@ def describe(parts):
         "truncated": sum((~part["finished"]).sum().item() for part in parts) / len(texts),
         "entropy": sum(part["entropy"].sum().item() for part in parts) / n_tokens,
     }
+    metrics |= verifier_problems([verdict for part in parts for verdict in part["verdicts"]])
     leaps = np.mean([count_leaps(text) for text in texts], axis=0)
     names = ("leaps_one", "leaps_two", "leaps_jump")
     return metrics | (dict(zip(names, leaps.tolist(), strict=True)) if leaps.any() else {})
@@ -672,6 +814,7 @@ def main(args):
     """Train, evaluate, save. Returns the exit status: 0, or 130 after ctrl-C."""
     transformers.utils.logging.disable_progress_bar()
     train, test = read_problems(args.train), read_problems(args.test)[: args.eval_problems or None]
+    require_verifier(args.verifier)
     device = pick_device(args.device)
     out = open_run(args, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
     saved = sorted((out / "checkpoint").glob("step_??????")) if args.resume else []
@@ -682,7 +825,8 @@ def main(args):
     n_vocab, eos_ids, G = len(tokenizer), eos_token_ids(model, tokenizer), args.group_size
     pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     decoding = {"max_new_tokens": args.max_response, "eos_ids": eos_ids, "pad_id": pad_id, "n_vocab": n_vocab}
-    decoding["temperature"] = args.temperature
+    decoding |= {"temperature": args.temperature, "cuda_graph": args.cuda_graph and device.type == "cuda"}
+    decoding["verifier"] = args.verifier
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     bf16 = args.dtype == "bf16" or (args.dtype == "auto" and device.type == "cuda")

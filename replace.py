@@ -29,6 +29,7 @@ before top-p cuts; scores are those of temperature 1. The defaults (top-p 1, 128
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -74,6 +75,8 @@ class Args:
     seed: int = arg(1, "of sampling and of the bootstrap", 0)
     device: str = arg("auto", "auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     dtype: str = arg("auto", "autocast; auto is bf16 on CUDA, else fp32", choices=("auto", "fp32", "bf16"))
+    cuda_graph: bool = arg(True, "on CUDA, decode by replaying a CUDA graph; no effect on a CPU")
+    verifier: str = arg("exact", "of final answers; math-verify needs its package", choices=("exact", "math-verify"))
     # what is compared
     criteria: str = arg("dlogp,kl,entropy,random,kl-forward,kl-reverse,entropy-rlvr", "criteria, in this order")
     reverse: str = arg("dlogp,random", "criteria by which the base's tokens go into RLVR's responses; empty: none")
@@ -333,6 +336,105 @@ def load_models(names, tokenizer, device):
     return models, chosen, {"eos_ids": eos_ids, "pad_id": pad_id, "n_vocab": n_vocab}
 
 
+class FixedCache:
+    """Keys and values of all layers, with room for `room` tokens, written in place: what a CUDA graph can read.
+
+    Takes over rows (n,) and the first `used` columns of another cache's kv: (keys, values) of each layer, (N, heads,
+    length, size) both. The next token is written to column `at`.
+    """
+
+    def __init__(self, kv, rows, used, room):
+        device = kv[0][0].device
+        self.kv, self.at = kv, torch.tensor([used], device=device)
+        for i, layer in enumerate(kv):  # layer by layer, so that no second cache lies beside the first
+            low = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else layer[0].dtype
+            kv[i] = [x.new_zeros(len(rows), x.shape[1], room, x.shape[3], dtype=low) for x in layer]
+            for new, x in zip(kv[i], layer, strict=True):
+                new[:, :, :used] = x[rows, :, :used]
+
+    def update(self, keys, values, layer, *_, **__):
+        """What the attention of each layer calls: write the new token, return all columns (a mask hides the rest)."""
+        for held, new in zip(self.kv[layer], (keys, values), strict=True):
+            held.index_copy_(2, self.at, new.to(held.dtype))
+        return self.kv[layer]
+
+    def get_seq_length(self, *_):
+        """Not asked where positions and mask are given; some versions of transformers ask all the same."""
+        return 0
+
+
+class Decoder:
+    """Next-token logits of a model, step by step, for N = len(prompts) * copies rows: a prompt is read once, and its
+    cache repeated for its copies. `logits` (N, V) are those of the first response token.
+
+    Eager, a row that has ended leaves batch and cache. With cuda_graph, one launch replays the whole step, where eager
+    PyTorch pays Python and a launch for each kernel of every layer: the cache is fixed, rows that have ended stay in
+    it until they are half, its room doubles when full, and either is a new capture. On a CPU that path runs uncaptured.
+    """
+
+    def __init__(self, model, prompts, copies, pad_id, max_new_tokens, cuda_graph=False):
+        width, device = max(map(len, prompts)), model.device
+        ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        position = (attention.cumsum(1) - 1).clamp(min=0)  # left padding must not shift positions
+        out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
+        self.model, self.cache, self.longest = model, out.past_key_values, width + max_new_tokens
+        self.cache.batch_repeat_interleave(copies)
+        self.logits, self.attention, self.position = (
+            x.repeat_interleave(copies, dim=0) for x in (out.logits[:, -1], attention, position[:, -1:])
+        )
+        self.fixed = cuda_graph and not any(self.cache.is_sliding)  # a sliding window would need a mask of its own
+        self.rows = torch.arange(len(self.attention), device=device)  # of the fixed cache: where each row is in it
+        self.replay = None
+
+    def keep(self, rows):
+        """Go on with these rows alone: (n,) indices."""
+        self.attention, self.position, self.rows = self.attention[rows], self.position[rows], self.rows[rows]
+        if not self.fixed:
+            self.cache.batch_select_indices(rows)
+
+    def step(self, tokens):
+        """Logits (n, V) of what follows `tokens` (n,), the last token of each row."""
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(tokens), 1)], dim=1)
+        self.position = self.position + 1
+        if not self.fixed:
+            how = {"attention_mask": self.attention, "position_ids": self.position, "past_key_values": self.cache}
+            return self.model(input_ids=tokens[:, None], use_cache=True, **how).logits[:, -1]
+        n, used = self.attention.shape
+        if self.replay is None or used > self.mask.shape[-1] or (len(self.mask) > 8 and n <= len(self.mask) // 2):
+            self.capture(n, used)
+        self.ids[self.rows, 0], self.where[self.rows] = tokens, self.position
+        self.mask[..., used - 1] = True
+        self.cache.at.fill_(used - 1)
+        self.replay()
+        return self.out[self.rows]
+
+    def capture(self, n, used):
+        """Leave ended rows behind, make room for as many tokens again, and record the step over the new buffers."""
+        self.replay = None  # frees the graph before
+        room = -(-min(2 * used, self.longest) // 64) * 64  # a multiple of 64, for the attention kernels
+        old = self.cache.kv if isinstance(self.cache, FixedCache) else [(x.keys, x.values) for x in self.cache.layers]
+        self.cache = FixedCache(old, self.rows, used - 1, room)
+        self.rows = torch.arange(n, device=self.rows.device)
+        self.ids, self.where = (self.position.clone() for _ in range(2))  # (n, 1) both, filled before each replay
+        self.mask = torch.nn.functional.pad(self.attention.bool(), (0, room - used))[:, None, None]  # (n, 1, 1, room)
+        how = {"attention_mask": self.mask, "position_ids": self.where, "past_key_values": self.cache}
+
+        def run():
+            self.out = self.model(input_ids=self.ids, use_cache=True, **how).logits[:, -1]
+
+        self.replay = run
+        if self.rows.is_cuda:
+            stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                run()  # warm-up: libraries set themselves up, and autocast casts the weights, outside the graph
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph):
+                run()
+            self.replay = graph.replay
+
+
 @torch.no_grad()
 def decode_two(
     base,
@@ -349,6 +451,7 @@ def decode_two(
     first="base",
     n_vocab=None,
     generator=None,
+    cuda_graph=False,
 ):
     """Two models decode one response (paper A, Algorithm 1): draw y from the model `first`; where its score exceeds the
     threshold, draw y again from log pi_RL + gamma dlogp - log Z. A cache for each model, both fed the same tokens.
@@ -363,19 +466,9 @@ def decode_two(
       tokens    response ids, EOS included, then pad_id      mask    1 on response tokens, by position
       replaced  True where the second draw was taken         score   of the token drawn first
     """
-    models, copies, device = (base, rlvr), len(threshold), base.device
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    position = (attention.cumsum(1) - 1).clamp(min=0)  # left padding must not shift positions
-    read = {"attention_mask": attention, "position_ids": position, "use_cache": True, "logits_to_keep": 1}
-    outs = [model(input_ids=ids, **read) for model in models]
-    caches = [out.past_key_values for out in outs]
-    for cache in caches:
-        cache.batch_repeat_interleave(copies)
-    logits = [out.logits[:, -1, :n_vocab].repeat_interleave(copies, dim=0) for out in outs]  # base's, RLVR's
-    attention, position = (x.repeat_interleave(copies, dim=0) for x in (attention, position[:, -1:]))
-    n = len(attention)
+    decoders = [Decoder(model, prompts, len(threshold), pad_id, max_new_tokens, cuda_graph) for model in (base, rlvr)]
+    logits = [decoder.logits[:, :n_vocab] for decoder in decoders]  # base's, RLVR's
+    n, device = len(logits[0]), base.device
     threshold, gamma = (torch.as_tensor(x, device=device).float().repeat(len(prompts)) for x in (threshold, gamma))
     tokens = torch.full((n, max_new_tokens), pad_id, device=device)
     mask, scores = (torch.zeros(n, max_new_tokens, device=device) for _ in range(2))
@@ -396,15 +489,12 @@ def decode_two(
         if stopped.any():
             finished[live[stopped]] = True
             keep = (~stopped).nonzero()[:, 0]
-            live, new, attention, position = (x[keep] for x in (live, new, attention, position))
-            for cache in caches:
-                cache.batch_select_indices(keep)
+            live, new = live[keep], new[keep]
+            for decoder in decoders:
+                decoder.keep(keep)
         if len(live) == 0 or t + 1 == max_new_tokens:
             break
-        attention, position = torch.cat([attention, attention.new_ones(len(live), 1)], dim=1), position + 1
-        step = {"attention_mask": attention, "position_ids": position, "use_cache": True}
-        outs = [m(input_ids=new[:, None], past_key_values=c, **step) for m, c in zip(models, caches, strict=True)]
-        logits = [out.logits[:, -1, :n_vocab] for out in outs]
+        logits = [decoder.step(new)[:, :n_vocab] for decoder in decoders]
     result = {"tokens": tokens, "mask": mask, "replaced": replaced, "score": scores}
     return {name: x[:, : t + 1] for name, x in result.items()} | {"finished": finished}
 
@@ -501,6 +591,45 @@ def is_correct(text, answer):
     return found == answer != ""
 
 
+def check_answers(texts, answers, verifier="exact"):
+    """For each text "right" or "wrong", or "failed" or "timed out", which count as wrong.
+
+    exact: is_correct. math-verify: where that says no, the package of this name decides whether the last box and the
+    answer are equal as LaTeX, in 5 seconds at most; what it cannot read has failed.
+    """
+    verdicts = ["right" if is_correct(*pair) else "wrong" for pair in zip(texts, answers, strict=True)]
+    if verifier == "exact":
+        return verdicts
+    import math_verify
+    from math_verify.errors import TimeoutException
+
+    how = {"extraction_config": [math_verify.LatexExtractionConfig()], "fallback_mode": "no_fallback"}
+    for i, found in enumerate(map(extract_answer, texts)):
+        if verdicts[i] == "right" or not found:
+            continue
+        try:
+            gold, said = (math_verify.parse(rf"\boxed{{{x}}}", **how, raise_on_error=True) for x in (answers[i], found))
+            equal = gold and said and math_verify.verify(gold, said, raise_on_error=True)
+            verdicts[i] = "right" if equal else "wrong" if gold and said else "failed"
+        except TimeoutException:
+            verdicts[i] = "timed out"
+        except Exception:  # whatever its parser, or sympy, makes of what a model wrote
+            verdicts[i] = "failed"
+    return verdicts
+
+
+def verifier_problems(verdicts):
+    """{"verifier_failed": share, "verifier_timed_out": share} of the verdicts; left out where it is 0."""
+    names, n = {"failed": "verifier_failed", "timed out": "verifier_timed_out"}, len(verdicts)
+    return {name: list(verdicts).count(kind) / n for kind, name in names.items() if kind in verdicts}
+
+
+def require_verifier(name):
+    """InputError if the package that --verifier asks for is missing."""
+    if name == "math-verify" and importlib.util.find_spec("math_verify") is None:
+        raise InputError("--verifier math-verify needs a package that is missing: pip install math-verify")
+
+
 def token_kinds(prompt, pieces):
     r"""What each token of a tiny-world response is for: "fork", "arithmetic" or "copy"; [] for a text of another form.
 
@@ -523,12 +652,14 @@ def token_kinds(prompt, pieces):
     return [at.get(start, "copy") for start in starts.tolist()]
 
 
-def decode_arms(models, tokenizer, problems, prompts, arms, samples, rows, desc, seed, score, **decoding):
+def decode_arms(
+    models, tokenizer, problems, prompts, arms, samples, rows, desc, seed, score, verifier="exact", **decoding
+):
     """decode_two of every problem under K arms, `samples` times each, `rows` rows at a time; yields a dict a batch.
 
     arms: K pairs (threshold, gamma). A batch has `problems`, a slice; tokens, mask, replaced, score and finished of
-    decode_two as (problems, K, samples, ...) arrays; texts and right as (problems, K, samples) arrays. Every batch
-    draws from a generator of its own.
+    decode_two as (problems, K, samples, ...) arrays; texts, verdicts and right as (problems, K, samples) arrays. Every
+    batch draws from a generator of its own.
     """
     each = max(1, rows // (len(arms) * samples))
     threshold, gamma = (torch.tensor(x).repeat_interleave(samples) for x in zip(*arms, strict=True))
@@ -539,10 +670,11 @@ def decode_arms(models, tokenizer, problems, prompts, arms, samples, rows, desc,
         lengths = part["mask"].sum(1).long().tolist()
         ids = [row[:n] for row, n in zip(part["tokens"].tolist(), lengths, strict=True)]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        right = [is_correct(x, problems[i + j // len(threshold)]["answer"]) for j, x in enumerate(texts)]
-        shape = (-1, len(arms), samples)
+        answers = [problem["answer"] for problem in problems[cut] for _ in threshold]
+        verdicts, shape = np.array(check_answers(texts, answers, verifier)), (-1, len(arms), samples)
         part = {name: x.cpu().numpy().reshape(*shape, *x.shape[1:]) for name, x in part.items()}
-        yield part | {"problems": cut, "texts": np.reshape(texts, shape), "right": np.reshape(right, shape)}
+        part |= {"problems": cut, "texts": np.reshape(texts, shape), "verdicts": verdicts.reshape(shape)}
+        yield part | {"right": part["verdicts"] == "right"}
 
 
 def calibrate(decode, targets, passes):
@@ -716,9 +848,11 @@ def count_arms(parts, problems, names, targets, thresholds, piece):
     piece(id) is a token as a string. A row's `right` is the share of right responses to each problem.
     """
     right, counts, samples = [], np.zeros((len(names), 3)), []  # counts: tokens, replaced, replaced at a fork
+    verdicts = [[] for _ in names]
     for part in parts:
         right.append(part["right"].mean(axis=2))
         for b, k, s in np.ndindex(part["right"].shape):
+            verdicts[k].append(str(part["verdicts"][b, k, s]))
             problem, n = problems[part["problems"]][b], int(part["mask"][b, k, s].sum())
             pieces = [piece(i) for i in part["tokens"][b, k, s, :n].tolist()]
             replaced = part["replaced"][b, k, s, :n]
@@ -734,7 +868,7 @@ def count_arms(parts, problems, names, targets, thresholds, piece):
         row = {"criterion": names[k], "target": targets[k], "ratio": replaced / n, "accuracy": mean}
         row |= {"accuracy_ci95": half, "at_forks": forks / replaced if replaced else None}
         row |= {"threshold": thresholds[k] if math.isfinite(thresholds[k]) else None, "right": right[k].tolist()}
-        rows.append(row)
+        rows.append(row | verifier_problems(verdicts[k]))
     return rows, samples
 
 
@@ -745,6 +879,7 @@ def main(args):
     transformers.utils.logging.disable_progress_bar()
     test = read_problems(args.test)[: args.problems or None]
     train = read_problems(args.train)[: args.calibration_problems]
+    require_verifier(args.verifier)
     device = pick_device(args.device)
     models, tokenizer, ids = load_models((args.base, args.rlvr), args.tokenizer, device)
     base, rlvr = models[args.base], models[args.rlvr]
@@ -752,6 +887,7 @@ def main(args):
     test_ids = encode_prompts(tokenizer, test, args.test, context - args.max_response)
     train_ids = encode_prompts(tokenizer, train, args.train, context - args.max_response)
     decoding = ids | {"max_new_tokens": args.max_response, "temperature": args.temperature, "top_p": args.top_p}
+    decoding |= {"cuda_graph": args.cuda_graph and device.type == "cuda", "verifier": args.verifier}
     bf16 = args.dtype == "bf16" or (args.dtype == "auto" and device.type == "cuda")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     targets = [float(x) for x in args.ratios.split(",")]

@@ -3,6 +3,7 @@
     python benchmarks/bench.py rollout      # rollout of dapo.py against model.generate
     python benchmarks/bench.py rollout --model qwen2.5-0.5b     # a full-size shape with random weights, no download
     python benchmarks/bench.py step         # a step of dapo.py against TRL's GRPOTrainer (pip install trl datasets)
+    python benchmarks/bench.py update       # the update alone on a full-size shape, and its MFU
     python benchmarks/bench.py memory       # scoring and its gradient, chunked against naive, vocabulary 151,936
     python benchmarks/bench.py two-model    # decode_two of replace.py against two separate decodes
     python benchmarks/bench.py bandit       # run_bandit against the plain loop of Algorithm 1
@@ -13,6 +14,8 @@ the machine hits all of them; a ratio is the median over the rounds, the first r
 """
 
 import argparse
+import copy
+import functools
 import importlib.util
 import json
 import math
@@ -75,32 +78,62 @@ def ratio_of(slow, fast, target, **more):
 
 
 class ForcedLengths:
-    """A forward hook on the output embeddings: row i draws its EOS as token lengths[i] (2 or more), and not before.
+    """Row i of N draws its EOS as token lengths[i] (2 or more), and not before, in a decoder of either kind.
 
-    A decoder may keep all rows or drop those that have ended; the number of rows tells which.
+    Called with the logits (n, ..., V) of each token in turn: of all rows, or of those alone that have not ended.
     """
 
-    def __init__(self, model, lengths, eos_id):
+    def __init__(self, lengths, eos_id):
         self.lengths, self.eos_id, self.step = torch.as_tensor(lengths, device=DEVICE), eos_id, 0
-        self.handle = model.get_output_embeddings().register_forward_hook(self)
 
-    def __call__(self, module, inputs, logits):
+    def __call__(self, logits):
         self.step += 1  # these logits draw token number `step`
         logits[..., self.eos_id] = -math.inf
-        lengths = self.lengths
-        if self.step > 1:
-            alive = lengths[lengths >= self.step]
-            lengths = lengths if len(logits) == len(lengths) else alive
+        if self.step > 1:  # before that, model.generate has a row for each prompt alone
+            lengths = self.lengths
+            lengths = lengths if len(logits) == len(lengths) else lengths[lengths >= self.step]
             assert len(lengths) == len(logits)
-            logits[lengths == self.step, :, self.eos_id] = 1e4
+            logits[lengths == self.step, ..., self.eos_id] = 1e4
         return logits
 
 
+def bandwidth():
+    """Bytes a second that a large copy reads and writes."""
+    x = torch.ones(2**28 if DEVICE.type == "cuda" else 2**26, device=DEVICE)
+    y, seconds = torch.empty_like(x), []
+    for _ in range(10):
+        began = clock()
+        y.copy_(x)
+        seconds.append(clock() - began)
+    return 2 * x.numel() * x.element_size() / min(seconds)
+
+
+def attention_shape(model):
+    """(layers, query heads x head size)."""
+    config = model.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, config.num_attention_heads * head
+
+
+def decoding_bytes(model, prompts, lengths, group):
+    """Bytes that decoding has to read: all weights at every step, and the cache of each row that has not ended."""
+    size, (layers, width) = 2 if DEVICE.type == "cuda" else 4, attention_shape(model)  # bf16 there, fp32 here
+    cache = 2 * layers * width * model.config.num_key_value_heads // model.config.num_attention_heads  # numbers a token
+    widths = np.repeat([len(prompt) for prompt in prompts], group)
+    weights = sum(p.numel() for p in model.parameters()) * (int(max(lengths)) - 1)  # the first token is the prompt's
+    return size * (weights + sum(cache * (n - 1) * (w + n / 2) for w, n in zip(widths, map(int, lengths), strict=True)))
+
+
 def rollout(args):
-    """Tokens a second of rollout over those of model.generate: the same model, prompts and lengths."""
+    """Tokens a second of rollout over those of model.generate: the same model, prompts and lengths.
+
+    On CUDA: rollout by CUDA graph and eager under bf16 autocast, as the scripts run it, and generate with bf16 weights.
+    bound: what reading weights and cache would take at the bandwidth of a large copy, as a share of rollout's seconds.
+    """
     import dapo
 
-    result = {}
+    result, cuda, speed = {}, DEVICE.type == "cuda", bandwidth()
+    original, autocast = dapo.sample_tokens, torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda")
     for name in args.model.split(",") if args.model else ("tiny/base", "tiny/rlvr"):
         rng, known = np.random.default_rng(0), name in PUBLIC
         n_prompts, group, longest = (args.rows // 8, 8, args.tokens) if known else (32, 8, 128)
@@ -116,30 +149,95 @@ def rollout(args):
             generator = torch.Generator(DEVICE).manual_seed(1)
             how = {"eos_ids": [eos_id], "pad_id": 0, "n_vocab": n_vocab, "generator": generator}
             lengths = dapo.rollout(model.eval(), prompts, group, longest, **how)["mask"].sum(1).long().clamp(min=2)
-        hook = ForcedLengths(model, lengths, eos_id)
+        force = ForcedLengths(lengths, eos_id)
         width, tokens = max(map(len, prompts)), int(torch.as_tensor(lengths).sum())
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=DEVICE)
         attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
 
-        def ours(hook=hook, model=model, prompts=prompts, group=group, longest=longest, eos_id=eos_id, tokens=tokens):
-            hook.step = 0
-            generator = torch.Generator(DEVICE).manual_seed(1)
-            out = dapo.rollout(model, prompts, group, longest, [eos_id], 0, generator=generator)
+        def ours(graph, force=force, model=model, prompts=prompts, group=group, longest=longest, tokens=tokens):
+            force.step = 0
+            how = {"generator": torch.Generator(DEVICE).manual_seed(1), "cuda_graph": graph}
+            dapo.sample_tokens = lambda logits, *rest: original(force(logits), *rest)
+            with autocast:
+                out = dapo.rollout(model, prompts, group, longest, [force.eos_id], 0, **how)
+            dapo.sample_tokens = original
             assert out["mask"].sum() == tokens
 
-        @torch.no_grad()
-        def theirs(hook=hook, model=model, ids=ids, attention=attention, group=group, longest=longest, eos_id=eos_id):
-            hook.step = 0
-            how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": group}
-            how |= {"max_new_tokens": longest, "eos_token_id": eos_id, "pad_token_id": 0}
-            model.generate(input_ids=ids, attention_mask=attention, **how)
+        other = copy.deepcopy(model).bfloat16() if cuda else model
 
-        seconds = alternate({"rollout": ours, "generate": theirs}, args.rounds)
-        hook.handle.remove()
-        target = None if known else {"tiny/base": 3, "tiny/rlvr": 2}.get(name)
-        rate = tokens / statistics.median(seconds["rollout"])
-        result[name] = ratio_of(seconds["generate"], seconds["rollout"], target, tokens=tokens, tokens_per_second=rate)
+        @torch.no_grad()
+        def theirs(force=force, model=other, ids=ids, attention=attention, group=group, longest=longest):
+            force.step = 0
+            handle = model.get_output_embeddings().register_forward_hook(lambda module, inputs, out: force(out))
+            how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": group}
+            how |= {"max_new_tokens": longest, "eos_token_id": force.eos_id, "pad_token_id": 0}
+            model.generate(input_ids=ids, attention_mask=attention, **how)
+            handle.remove()
+
+        kinds = {"rollout": functools.partial(ours, cuda), "generate": theirs}
+        kinds |= {"eager rollout": functools.partial(ours, False)} if cuda else {}
+        seconds = alternate(kinds, args.rounds)
+        for kind in [kind for kind in kinds if kind != "generate"]:
+            target = {"tiny/base": 3, "tiny/rlvr": 2}.get(name) if not cuda else 5 if kind == "rollout" else None
+            spent = statistics.median(seconds[kind])
+            more = {"tokens": tokens, "tokens_per_second": tokens / spent, "bytes_per_second_of_a_copy": speed}
+            more["share_of_bound"] = decoding_bytes(model, prompts, lengths, group) / speed / spent
+            label = (
+                name + (", eager" if kind == "eager rollout" else "") + f" ({more['share_of_bound']:.0%} of the bound)"
+            )
+            result[label] = ratio_of(seconds["generate"], seconds[kind], target, **more)
     return result
+
+
+def update(args):
+    """Seconds of an update on all logits at once over those of dapo.py's: forward, loss, backward and AdamW.
+
+    MFU: 6 FLOP a parameter and token, and 12 x layers x heads x head size x context a token, over the rate of
+    a large matrix product in the same precision.
+    """
+    import dapo
+
+    name, cuda = args.model or "qwen2.5-0.5b", DEVICE.type == "cuda"
+    model, autocast = random_model(name), torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda")
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
+    tokens = torch.randint(151_000, (args.rows, args.tokens + 1), device=DEVICE)
+    mask = torch.ones(tokens.shape, device=DEVICE)
+    mask[:, 0] = 0
+    adv = torch.randn(len(tokens), 1, device=DEVICE).expand_as(mask)
+
+    def logp_of(kind):
+        if kind == "dapo.py":
+            return dapo.token_logprobs(model, tokens, mask)
+        logp = torch.log_softmax(model(tokens).logits[:, :-1].float(), dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]
+        return torch.nn.functional.pad(logp, (1, 0))
+
+    def work(kind):
+        with autocast:
+            logp = logp_of(kind)
+        dapo.dapo_loss(logp, logp.detach(), adv, mask)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    a = torch.randn(8192 if cuda else 2048, 8192 if cuda else 2048, device=DEVICE)
+    a, rates = a.bfloat16() if cuda else a, []
+    for _ in range(10):
+        began = clock()
+        a @ a
+        rates.append(2 * len(a) ** 3 / (clock() - began))
+    seconds = alternate({kind: functools.partial(work, kind) for kind in ("dapo.py", "naive")}, args.rounds)
+    spent, n, (layers, width) = statistics.median(seconds["dapo.py"]), args.rows * args.tokens, attention_shape(model)
+    flop = n * (
+        6 * model.num_parameters() + 12 * layers * width * args.tokens / 2
+    )  # causal: half the context, on average
+    more = {
+        "tokens": n,
+        "tokens_per_second": n / spent,
+        "mfu": flop / spent / max(rates),
+        "flops_of_a_product": max(rates),
+    }
+    label = f"{name}, {args.rows} x {args.tokens} tokens ({more['mfu']:.0%} MFU)"
+    return {label: ratio_of(seconds["naive"], seconds["dapo.py"], None, **more)}
 
 
 def step(args):
@@ -402,7 +500,14 @@ def analysis(args):
     return result
 
 
-BENCHMARKS = {"rollout": rollout, "step": step, "memory": memory, "two-model": two_model, "bandit": bandit}
+BENCHMARKS = {
+    "rollout": rollout,
+    "step": step,
+    "update": update,
+    "memory": memory,
+    "two-model": two_model,
+    "bandit": bandit,
+}
 BENCHMARKS |= {"analysis": analysis, "memory-of": memory_of}
 
 

@@ -7,7 +7,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 torch.set_num_threads(2)
 
 
-def random_qwen(vocab_size=40, seed=0, tie=True):
+def random_qwen(vocab_size=40, seed=0, tie=True, **more):
     """A random Qwen3 whose next-token distributions are far from uniform and differ at every position."""
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -23,6 +23,7 @@ def random_qwen(vocab_size=40, seed=0, tie=True):
         eos_token_id=1,
         pad_token_id=0,
         bos_token_id=None,
+        **more,
     )
     model = Qwen3ForCausalLM(config).eval()
     with torch.no_grad():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import random_qwen
 
-from dapo import eos_token_ids, micro_batches, pack, rollout, sample_tokens, token_logprobs
+from dapo import Decoder, eos_token_ids, micro_batches, pack, rollout, sample_tokens, token_logprobs
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15]]
 EOS = [1, 2]
@@ -247,6 +247,34 @@ def test_micro_batches_cover_each_mini_batch_once():
         assert len(rows) <= 3 and mask[rows, width:].sum() == 0 and mask[rows, width - 1].sum() > 0
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_fixed_cache_gives_the_tokens_of_the_eager_path(model, monkeypatch, bf16):
+    """The path of --cuda-graph, without the capture: rows leave at half, room doubles, nothing else changes."""
+    captured = []
+
+    def capture(self, n, used, original=Decoder.capture):
+        original(self, n, used)
+        captured.append(tuple(self.mask.shape[::3]))  # rows, room
+
+    monkeypatch.setattr(Decoder, "capture", capture)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        eager, fixed = (sample(model, group_size=9, max_new_tokens=150, cuda_graph=on) for on in (False, True))
+    rows, rooms = zip(*captured, strict=True)
+    assert rows[0] > 20 and sorted(rows, reverse=True) == list(rows) and rows[-1] <= 6
+    assert rooms[0] == 64 and sorted(rooms) == list(rooms) and 7 + 150 <= rooms[-1] <= 192
+    if bf16:  # rounding may turn a draw here and there, and the row is another one from then on
+        assert (eager["tokens"][:, 0] == fixed["tokens"][:, 0]).all() and fixed["logp"].dtype == torch.float32
+        return
+    assert torch.equal(eager["tokens"], fixed["tokens"]) and torch.equal(eager["finished"], fixed["finished"])
+    assert torch.allclose(eager["logp"], fixed["logp"], atol=1e-5)
+
+
+def test_a_sliding_window_decodes_eagerly():
+    model = random_qwen(use_sliding_window=True, sliding_window=4, max_window_layers=0)
+    eager, asked = (sample(model, cuda_graph=on) for on in (False, True))
+    assert torch.equal(eager["tokens"], asked["tokens"]) and torch.equal(eager["logp"], asked["logp"])
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_rollout_and_scoring_on_cuda_in_bf16():
@@ -258,3 +286,21 @@ def test_rollout_and_scoring_on_cuda_in_bf16():
         logp = token_logprobs(model, tokens, mask)
     assert logp.dtype == torch.float32 and torch.isfinite(logp).all()
     assert (logp[mask == 1] - out["logp"][out["mask"] == 1]).abs().mean() < 0.1 and not math.isnan(logp.sum())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_cuda_graphs_give_the_tokens_of_the_eager_path(bf16):
+    model, outs = random_qwen().cuda(), []
+    for on in (False, True):
+        generator = torch.Generator("cuda").manual_seed(0)
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            outs.append(rollout(model, PROMPTS, 9, 150, EOS, 0, generator=generator, cuda_graph=on))
+    eager, graph = outs
+    assert (eager["tokens"][:, 0] == graph["tokens"][:, 0]).all()
+    rows, tokens = rows_of(graph), pack([p for p in PROMPTS for _ in range(9)], rows_of(graph), 0, "cuda")
+    logp = token_logprobs(model, *tokens)
+    assert (logp[tokens[1] == 1] - graph["logp"][graph["mask"] == 1]).abs().max() < (0.3 if bf16 else 1e-3), rows
+    if not bf16:
+        assert torch.equal(eager["tokens"], graph["tokens"])

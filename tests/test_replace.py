@@ -99,6 +99,15 @@ def test_31_caches_see_the_same_tokens_and_equal_a_loop_without_a_cache(pair):
         assert not out["replaced"][i, len(response) :].any()
 
 
+def test_the_fixed_caches_give_the_tokens_of_the_eager_path(pair):
+    """The path of --cuda-graph, without the capture."""
+    eager, fixed = (decode(pair, [0.5] * 6, max_new_tokens=80, cuda_graph=on) for on in (False, True))
+    assert 0 < eager["replaced"].sum() < eager["mask"].sum() and eager["mask"].sum(1).max() > 40
+    for name in ("tokens", "mask", "replaced", "finished"):
+        assert torch.equal(eager[name], fixed[name])
+    assert torch.allclose(eager["score"], fixed["score"], atol=1e-4)
+
+
 def test_a_replaced_token_is_rlvrs_and_any_other_is_the_bases(pair):
     """With the nucleus cut to one token both models are greedy, so every token says whose it is."""
     out = decode(pair, [0.5] * 4, score=SCORES["random"], top_p=1e-6)

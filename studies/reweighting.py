@@ -1,0 +1,145 @@
+"""Paper A, section 4.2 and figures 3c and 5: does it help to weigh unlikely tokens more, and are they needed at all?
+
+Trains `dapo.py` with --reweight none, low-prob, dominate and ppl (alpha 0.2, seeds 11 to 15) and with --rollout-top-p
+0.95, 0.9 and 0.7 (seeds 11 to 13; 1.0 is "none"), all from tiny/base, otherwise the default command: 140 steps.
+
+The rule, written before these seeds were run:
+  accuracy   avg@8 on all 500 test problems, full softmax, mean of the evaluations at steps 100, 120 and 140
+  entropy, length    of the same three evaluations; entropies are compared as log-ratios
+  effect     differences paired by seed; their mean, with the 95% interval of Student's t over seeds
+  verdict    "holds": the interval lies on the claimed side of 0. "does not hold": it excludes an effect of the claimed
+             sign and of at least 0.02 in accuracy, 5% in entropy, 1 token in length. Else "undecided".
+Intervals are not corrected for the number of claims. Filtering might hurt only because these models are then tested
+with the full softmax; so the final models are also sampled at the paper's --top-p 0.7, and that decides as well.
+
+    python studies/reweighting.py            # about 100 minutes on two cores; goes on where it was interrupted
+    python studies/reweighting.py --quick    # one seed, two steps, 10 problems: to see that it works
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from common import ROOT, interval, judge, rows_of, run_all, write_result
+
+SCHEMES = ("none", "low-prob", "dominate", "ppl")
+NUCLEI = (0.95, 0.9, 0.7)
+SEEDS, NUCLEUS_SEEDS = (11, 12, 13, 14, 15), (11, 12, 13)
+LAST = (100, 120, 140)  # the evaluations that count
+
+
+def curve(folder):
+    """{measure: {step: value}} of a run's evaluations."""
+    names = {"accuracy": "test/avg@8", "entropy": "test/entropy", "length": "test/length"}
+    rows = [row for row in rows_of(folder) if "test/avg@8" in row]
+    return {name: {row["step"]: row[key] for row in rows} for name, key in names.items()}
+
+
+def draw(path, curves, seeds):
+    """Accuracy, entropy and length over training: reweighting above, --rollout-top-p below."""
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained", sharex=True, sharey="col")
+    rows = (SCHEMES, ("none", *map(str, NUCLEI)))
+    titles = {
+        "accuracy": "test avg@8",
+        "entropy": "token entropy on the test set (nats)",
+        "length": "response length (tokens)",
+    }
+    for kinds, line in zip(rows, axes, strict=True):
+        for axis, (measure, title) in zip(line, titles.items(), strict=True):
+            for kind in kinds:
+                runs = [curves[kind, seed][measure] for seed in seeds[kind]]
+                x = sorted(runs[0])
+                mean, half = np.array([interval([run[step] for run in runs]) for step in x]).T
+                label = ("top-p 1.0" if kind == "none" else f"top-p {kind}") if line is axes[1] else kind
+                axis.plot(x, mean, "o-", ms=3, label=f"{label} ({len(runs)} seeds)")
+                if len(runs) > 1:
+                    axis.fill_between(x, mean - half, mean + half, alpha=0.15)
+            axis.set(title=title, xlabel="training step")
+            axis.grid(alpha=0.3)
+        line[0].set_ylim(0, 1)
+        line[1].set_ylim(0, None)
+        line[0].legend()
+    figure.suptitle(
+        "dapo.py from tiny/base: --reweight (above), --rollout-top-p (below); mean and 95% interval over seeds"
+    )
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, two steps, 10 problems, nothing recorded")
+    parser.add_argument("--runs", default="runs/studies/reweighting", help="folder of the runs")
+    args = parser.parse_args()
+    runs, last = Path(args.runs), (2,) if args.quick else LAST
+    seeds = dict.fromkeys(SCHEMES, SEEDS) | {str(p): NUCLEUS_SEEDS for p in NUCLEI}
+    short, sample = "", "--passk-samples 8 --passk-problems 0"
+    if args.quick:
+        seeds = dict.fromkeys(seeds, (1,))
+        short = " --steps 2 --prompts-per-step 2 --mini-batch 2 --gen-batch 4 --max-gen-batches 2 --eval-problems 10"
+        sample = "--passk-samples 8 --passk-problems 10"
+    else:
+        short = " --save-every 20"  # studies/extrapolation.py reads the numbered models
+    flags = {kind: f"--reweight {kind} --alpha 0.2" for kind in SCHEMES} | {
+        str(p): f"--rollout-top-p {p}" for p in NUCLEI
+    }
+    pairs = sorted(((kind, seed) for kind in seeds for seed in seeds[kind]), key=lambda pair: pair[1])
+    folder = {(kind, seed): runs / f"{kind}-{seed}" for kind, seed in pairs}
+    run_all([(f"dapo.py {flags[k]} --seed {s}{short}", folder[k, s], "model/config.json") for k, s in pairs])
+    tested = [(kind, seed) for kind, seed in pairs if kind == "none" or kind not in SCHEMES]
+    how = f"grpo_n.py --steps 0 --eval-problems 1 --kl-coef 0 {sample} --passk-top-p 0.7"
+    nucleus = {pair: runs / f"{folder[pair].name}-at-0.7" for pair in tested}
+    run_all([(f"{how} --seed {s} --model {folder[k, s]}/model", nucleus[k, s], "passk.json") for k, s in tested])
+
+    curves = {pair: curve(path) for pair, path in folder.items()}
+    score = {pair: {m: np.mean([c[m][step] for step in last]) for m in c} for pair, c in curves.items()}
+    for pair, path in nucleus.items():
+        (found,) = json.loads((ROOT / path / "passk.json").read_text())["models"].values()
+        score[pair]["accuracy at top-p 0.7"] = np.mean(found["pass@1"])
+
+    claims = []
+
+    def decide(text, measure, more, less, margin):
+        """Record whether `more` exceeds `less` in `measure`, paired by seed."""
+        log = np.log if measure == "entropy" else float
+        diffs = [log(score[more, s][measure]) - log(score[less, s][measure]) for s in seeds[more] if s in seeds[less]]
+        mean, half = interval(diffs)
+        row = {"claim": text, "measure": measure, "more": more, "less": less, "effect": mean, "half": half}
+        claims.append(row | {"seeds": len(diffs), "differences": diffs, "verdict": judge(mean, half, margin)})
+
+    for other in ("none", "dominate", "ppl"):
+        decide(f"low-prob is more accurate than {other}", "accuracy", "low-prob", other, 0.02)
+    decide("Dominate's entropy is below DAPO's", "entropy", "none", "dominate", np.log(1.05))
+    decide("low-prob's entropy is above DAPO's", "entropy", "low-prob", "none", np.log(1.05))
+    decide("low-prob's responses are longer than DAPO's", "length", "low-prob", "none", 1.0)
+    for measure in ("accuracy", "accuracy at top-p 0.7"):
+        for p in map(str, NUCLEI):
+            decide(f"rollouts at top-p {p} hurt", measure, "none", p, 0.02)
+        for large, small in (("0.95", "0.9"), ("0.9", "0.7")):
+            decide(f"top-p {small} hurts more than {large}", measure, large, small, 0.02)
+
+    print("\n| claim | measure | effect (95% over seeds) | seeds | verdict |\n|---|---|---|---|---|")
+    for row in claims:
+        size = f"{row['effect']:+.3f} ± {row['half']:.3f}"
+        print(f"| {row['claim']} | {row['measure']} | {size} | {row['seeds']} | {row['verdict']} |")
+    print("\n| run | accuracy | at top-p 0.7 | entropy (nats) | length (tokens) |\n|---|---|---|---|---|")
+    for kind in seeds:
+        cells = []
+        for measure in ("accuracy", "accuracy at top-p 0.7", "entropy", "length"):
+            values = [score[kind, s][measure] for s in seeds[kind] if measure in score[kind, s]]
+            cells.append("{:.3f} ± {:.3f}".format(*interval(values)) if values else "")
+        print(f"| {kind} | " + " | ".join(cells) + " |")
+    table = {f"{kind}-{seed}": {"curve": curves[kind, seed], "score": score[kind, seed]} for kind, seed in pairs}
+    where = ROOT / (runs if args.quick else "studies/results")
+    write_result(where / "reweighting.json", {"command": " ".join(sys.argv), "claims": claims, "runs": table})
+    draw(where / "reweighting.png", curves, seeds)
+
+
+if __name__ == "__main__":
+    main()
