@@ -40,6 +40,8 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -50,6 +52,11 @@ import torch
 import transformers
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 SOURCES = ("base", "rlvr")  # who wrote a response
 METRICS = {  # of token_metrics, as the figures call them
@@ -331,6 +338,47 @@ def load_models(names, tokenizer, device):
     return models, chosen, {"eos_ids": eos_ids, "pad_id": pad_id, "n_vocab": n_vocab}
 
 
+def estimate_memory(models, bf16, rows, context, train_rows=0, checkpointing=False, idle=0):
+    """{what: bytes} of memory that a run will hold, an estimate: `rows` sequences of `context` tokens decoded by all
+    models; with train_rows, a micro-batch of as many in the update of the first; `idle` further copies of it.
+
+    Activations are those of Qwen2 and Qwen3, within a fifth (a test counts them); logits count as five fp32 copies.
+    "at most": what stays, and the larger of decoding and updating.
+    """
+    size, found = 2 if bf16 else 4, Counter()
+    for i, model in enumerate(models):
+        c, n = model.config, sum(p.numel() for p in model.parameters())
+        head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        q, kv = c.num_attention_heads * head, c.num_key_value_heads * head
+        found["weights"] += n * (6 if bf16 else 4) * (1 + idle * (i == 0))  # fp32, and autocast's copies
+        found["cache"] += 2 * c.num_hidden_layers * kv * size * rows * context
+        found["logits"] = max(found["logits"], 20 * c.vocab_size * rows)
+        if train_rows and i == 0:
+            layer, kept = 26 * c.hidden_size + 4 * size * (c.intermediate_size + q + kv), 4 * c.hidden_size
+            layers = layer + kept * c.num_hidden_layers if checkpointing else layer * c.num_hidden_layers
+            found["gradients and AdamW"] = 12 * n
+            tokens, layers = train_rows * context, layers + 12 * c.hidden_size  # and what the head holds
+            found["activations"] = tokens * layers + 20 * min(2**27, tokens * c.vocab_size)
+    stays = found["weights"] + found["gradients and AdamW"]
+    return found | {"at most": stays + max(found["cache"] + found["logits"], found["activations"])}
+
+
+def explain(error, out, kept, mends):
+    """The sentence for what ends a run: bad input, a full disk, memory that ran out; None for any other error.
+
+    kept: what is not lost. mends: {function: mend} for memory; the first function on the way to the error counts, and
+    "main" is on every way.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error}{'' if error.filename or error.errno is None else f', in {out}'}; {kept}"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+        names = {frame.name for frame in traceback.extract_tb(error.__traceback__)} | {"main"}
+        return f"out of memory: {next(mend for name, mend in mends.items() if name in names)}; {kept}"
+    return None
+
+
 def encode_prompts(tokenizer, problems, path, limit):
     """Token ids of every prompt, behind its "system" text if there is one, in the tokenizer's chat template if any.
 
@@ -583,7 +631,8 @@ def read_problems(path):
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+        except (ValueError, RecursionError):
             raise InputError(f"{path}, line {number}: this is not JSON: {line[:40]!r}") from None
         for key in ("prompt", "answer"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
@@ -774,7 +823,8 @@ def read_responses(path, tokenizer, n_vocab, verifier="exact"):
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+        except (ValueError, RecursionError):
             raise InputError(f"{path}, line {number}: this is not JSON: {line[:40]!r}") from None
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
             raise InputError(f'{path}, line {number}: "prompt" or "response" is missing, or not a string')
@@ -799,14 +849,40 @@ def read_responses(path, tokenizer, n_vocab, verifier="exact"):
 
 
 # ---------------------------------------------------------------------------------------------------- files and figure
+def lock(folder):
+    """Hold `folder` for this process until it ends, however it ends; InputError if another process does.
+
+    Where there is no fcntl (Windows), nothing is locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise InputError(f"cannot write to the run folder {folder} ({error.strerror}); choose another --out") from None
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(
+            f"another run is using {folder} ({error.strerror}); wait for it, or choose another --out"
+        ) from None
+
+
 def open_run(args, device):
     """Make the run folder and its config.json, or check that --resume goes on with the same experiment."""
     out, config, asked = Path(args.out), Path(args.out) / "config.json", dataclasses.asdict(args)
+    if args.resume and not config.exists():
+        raise InputError(f"--resume: {out} holds no run (there is no {config})")
+    lock(out)
     if args.resume:
-        if not config.exists():
-            raise InputError(f"--resume: {out} holds no run (there is no {config})")
         before = json.loads(config.read_text())["args"]
         free = {"resume", "overwrite", "out", "steps", "save_every", "checkpoint_every", "micro_batch", "bootstrap"}
+        free |= {
+            "gen_batch",
+            "rows",
+            "gradient_checkpointing",
+            "cuda_graph",
+        }  # what a run that is out of memory changes
         other = [k for k in asked if k not in free and before.get(k) != asked[k]]
         if other:
             flags = ", ".join(f"--{k.replace('_', '-')} {before.get(k)}" for k in other)
@@ -814,14 +890,14 @@ def open_run(args, device):
     elif any((out / name).exists() for name in ("metrics.jsonl", "responses.jsonl")) and not args.overwrite:
         raise InputError(f"{out} already holds a run; add --resume to go on, --overwrite to lose it, or another --out")
     elif config.exists():
-        shutil.rmtree(out)
+        for path in set(out.iterdir()) - {out / "lock"}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     versions = {module.__name__: module.__version__ for module in (torch, transformers, np)}
     versions["python"] = platform.python_version()
     about = {"args": asked, "versions": versions, "git_commit": commit or None, "device": device}
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_text(config, json.dumps(about, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to the run folder {out} ({error.strerror}); choose another --out") from None
@@ -1231,6 +1307,13 @@ def main(args):
     decoding |= {"cuda_graph": args.cuda_graph and device.type == "cuda", "verifier": args.verifier}
     bf16 = args.dtype == "bf16" or (args.dtype == "auto" and device.type == "cuda")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    for name, model in models.items():
+        size = sum(p.numel() for p in model.parameters())
+        print(f"{name}: {size:,} parameters on {device}, {'bf16 autocast' if bf16 else 'fp32'}")
+    longest = max(map(len, prompts)) + args.max_response
+    need = estimate_memory([*models.values()], bf16, args.gen_batch * args.samples, longest)
+    parts = ", ".join(f"{what} {size / 2**20:,.0f}" for what, size in need.items())
+    print(f"memory, estimated in MiB: {parts}", flush=True)
 
     if args.check:
         decoding["generator"] = torch.Generator(device).manual_seed(args.seed)
@@ -1302,12 +1385,24 @@ def main(args):
     return 0
 
 
+KEPT = "what was sampled is kept, and --resume goes on from it"
+MENDS = {  # of memory that runs out in the function, or in one that it calls
+    "load_model": "choose smaller models",
+    "rollout": "lower --gen-batch",
+    "main": "lower --micro-batch or --chunk",
+}
+
+
 if __name__ == "__main__":
+    flags = None
     try:
-        sys.exit(main(parse_args(Args, __doc__)))
-    except (InputError, OSError) as error:  # OSError: a full disk, most of the time
-        advice = "" if isinstance(error, InputError) else "; what was sampled is kept, and --resume goes on from it"
-        print(f"{Path(__file__).name}: error: {error}{advice}", file=sys.stderr)
+        flags = parse_args(Args, __doc__)
+        sys.exit(main(flags))
+    except Exception as error:
+        sentence = explain(error, flags and flags.out, KEPT, MENDS)
+        if sentence is None:
+            raise
+        print(f"{Path(__file__).name}: error: {sentence}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(

@@ -42,6 +42,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
@@ -55,6 +56,11 @@ from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class InputError(ValueError):
@@ -298,6 +304,47 @@ def eos_token_ids(model, tokenizer):
     return sorted(ids - {None})
 
 
+def estimate_memory(models, bf16, rows, context, train_rows=0, checkpointing=False, idle=0):
+    """{what: bytes} of memory that a run will hold, an estimate: `rows` sequences of `context` tokens decoded by all
+    models; with train_rows, a micro-batch of as many in the update of the first; `idle` further copies of it.
+
+    Activations are those of Qwen2 and Qwen3, within a fifth (a test counts them); logits count as five fp32 copies.
+    "at most": what stays, and the larger of decoding and updating.
+    """
+    size, found = 2 if bf16 else 4, Counter()
+    for i, model in enumerate(models):
+        c, n = model.config, sum(p.numel() for p in model.parameters())
+        head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        q, kv = c.num_attention_heads * head, c.num_key_value_heads * head
+        found["weights"] += n * (6 if bf16 else 4) * (1 + idle * (i == 0))  # fp32, and autocast's copies
+        found["cache"] += 2 * c.num_hidden_layers * kv * size * rows * context
+        found["logits"] = max(found["logits"], 20 * c.vocab_size * rows)
+        if train_rows and i == 0:
+            layer, kept = 26 * c.hidden_size + 4 * size * (c.intermediate_size + q + kv), 4 * c.hidden_size
+            layers = layer + kept * c.num_hidden_layers if checkpointing else layer * c.num_hidden_layers
+            found["gradients and AdamW"] = 12 * n
+            tokens, layers = train_rows * context, layers + 12 * c.hidden_size  # and what the head holds
+            found["activations"] = tokens * layers + 20 * min(2**27, tokens * c.vocab_size)
+    stays = found["weights"] + found["gradients and AdamW"]
+    return found | {"at most": stays + max(found["cache"] + found["logits"], found["activations"])}
+
+
+def explain(error, out, kept, mends):
+    """The sentence for what ends a run: bad input, a full disk, memory that ran out; None for any other error.
+
+    kept: what is not lost. mends: {function: mend} for memory; the first function on the way to the error counts, and
+    "main" is on every way.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error}{'' if error.filename or error.errno is None else f', in {out}'}; {kept}"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+        names = {frame.name for frame in traceback.extract_tb(error.__traceback__)} | {"main"}
+        return f"out of memory: {next(mend for name, mend in mends.items() if name in names)}; {kept}"
+    return None
+
+
 def encode_prompts(tokenizer, problems, path, limit):
     """Token ids of every prompt, behind its "system" text if there is one, in the tokenizer's chat template if any.
 
@@ -497,13 +544,15 @@ def micro_batches(mask, mini, micro):
     return plan
 
 
-def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=4096, attention_mask=None):
+def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=None, attention_mask=None):
     """Log-prob of each token whose mask is 1, given all before it: (N, L) -> (N, L), 0 elsewhere. Differentiable.
 
     Entry [i, t] belongs to tokens[i, t]. Right-padded rows need no attention mask under causal attention; left-padded
     ones do: attention_mask (N, L). The head and the fp32 log-softmax at `temperature`, over ids below n_vocab, see
-    `chunk` tokens at a time and are recomputed in the backward pass: no (tokens, vocabulary) tensor is kept.
+    `chunk` tokens at a time (default: 2^27 logits, at most 4,096 tokens) and are recomputed in the backward pass: no
+    (tokens, vocabulary) tensor is kept.
     """
+    chunk = chunk or max(1, min(4096, 2**27 // model.config.vocab_size))
 
     def head(hidden, targets):
         logits = model.get_output_embeddings()(hidden)[:, :n_vocab].float() / temperature  # (chunk, V)
@@ -521,11 +570,12 @@ def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=409
 
 
 # new to GRPO-N
-def token_entropy(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=4096, attention_mask=None):
+def token_entropy(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=None, attention_mask=None):
     """Entropy in nats of the distribution that each token with mask 1 was drawn from; arguments as in token_logprobs.
 
     Over the full vocabulary, (N, L), 0 elsewhere; in chunks that the backward pass recomputes. Differentiable.
     """
+    chunk = chunk or max(1, min(4096, 2**27 // model.config.vocab_size))
 
     def head(hidden):
         logp = torch.log_softmax(model.get_output_embeddings()(hidden)[:, :n_vocab].float() / temperature, dim=-1)
@@ -553,7 +603,8 @@ def read_problems(path):
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+        except (ValueError, RecursionError):
             raise InputError(f"{path}, line {number}: this is not JSON: {line[:40]!r}") from None
         for key in ("prompt", "answer"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
@@ -738,14 +789,40 @@ def evaluate(model, tokenizer, problems, prompts, samples, chunk, seed, **decodi
 
 
 # ---------------------------------------------------------------------------------------------------- files and figure
+def lock(folder):
+    """Hold `folder` for this process until it ends, however it ends; InputError if another process does.
+
+    Where there is no fcntl (Windows), nothing is locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise InputError(f"cannot write to the run folder {folder} ({error.strerror}); choose another --out") from None
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(
+            f"another run is using {folder} ({error.strerror}); wait for it, or choose another --out"
+        ) from None
+
+
 def open_run(args, device):
     """Make the run folder and its config.json, or check that --resume goes on with the same experiment."""
     out, config, asked = Path(args.out), Path(args.out) / "config.json", dataclasses.asdict(args)
+    if args.resume and not config.exists():
+        raise InputError(f"--resume: {out} holds no run (there is no {config})")
+    lock(out)
     if args.resume:
-        if not config.exists():
-            raise InputError(f"--resume: {out} holds no run (there is no {config})")
         before = json.loads(config.read_text())["args"]
         free = {"resume", "overwrite", "out", "steps", "save_every", "checkpoint_every", "micro_batch", "bootstrap"}
+        free |= {
+            "gen_batch",
+            "rows",
+            "gradient_checkpointing",
+            "cuda_graph",
+        }  # what a run that is out of memory changes
         other = [k for k in asked if k not in free and before.get(k) != asked[k]]
         if other:
             flags = ", ".join(f"--{k.replace('_', '-')} {before.get(k)}" for k in other)
@@ -753,14 +830,14 @@ def open_run(args, device):
     elif any((out / name).exists() for name in ("metrics.jsonl", "responses.jsonl")) and not args.overwrite:
         raise InputError(f"{out} already holds a run; add --resume to go on, --overwrite to lose it, or another --out")
     elif config.exists():
-        shutil.rmtree(out)
+        for path in set(out.iterdir()) - {out / "lock"}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     versions = {module.__name__: module.__version__ for module in (torch, transformers, np)}
     versions["python"] = platform.python_version()
     about = {"args": asked, "versions": versions, "git_commit": commit or None, "device": device}
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_text(config, json.dumps(about, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write to the run folder {out} ({error.strerror}); choose another --out") from None
@@ -934,7 +1011,13 @@ def main(args):
     size, updates = sum(p.numel() for p in model.parameters()), args.prompts_per_step // args.mini_batch
     print(f"{args.model}: {size:,} parameters on {device}, {'bf16 autocast' if bf16 else 'fp32'}; writing to {out}")
     print(f"{len(train):,} training and {len(test):,} test problems; a step: {updates} updates on", end=" ")
-    print(f"{args.prompts_per_step} prompts x {G} responses of at most {args.max_response} tokens", flush=True)
+    print(f"{args.prompts_per_step} prompts x {G} responses of at most {args.max_response} tokens", end="")
+    print(f", so at most {args.prompts_per_step * G * args.max_response:,} tokens")
+    context = max(map(len, train_ids + test_ids)) + args.max_response
+    sizes = (args.gen_batch * G, context, args.micro_batch, args.gradient_checkpointing, int(reference is not None))
+    need = estimate_memory([model], bf16, *sizes)
+    parts = ", ".join(f"{what} {size / 2**20:,.0f}" for what, size in need.items())
+    print(f"memory, estimated in MiB: {parts}", flush=True)
 
     def logp_of(policy, rows, width):
         with autocast:
@@ -1039,7 +1122,8 @@ def main(args):
         phases = zip(("rollout", "score", "update", "evaluate"), seconds, strict=True)
         append_row(out / "timing.jsonl", {"step": step} | dict(phases))
         bar.update()
-        bar.set_postfix({k: f"{row[k]:.3g}" for k in ("accuracy", "length", "entropy", "grad_norm") if k in row})
+        shown = {k: f"{row[k]:.3g}" for k in ("accuracy", "length", "entropy", "grad_norm") if k in row}
+        bar.set_postfix(shown | {"last step": f"{sum(seconds):.1f} s"})
         if args.save_every and step % args.save_every == 0:
             save_model(out / f"model_{step:06d}", model, tokenizer)
         if stopping or step % args.checkpoint_every == 0 or step == args.steps:
@@ -1087,12 +1171,24 @@ def main(args):
     return 0
 
 
+KEPT = "the last checkpoint stands, and --resume goes on from it"
+MENDS = {  # of memory that runs out in the function, or in one that it calls
+    "load_model": "choose a smaller --model",
+    "rollout": "lower --gen-batch",
+    "main": "lower --micro-batch, or add --gradient-checkpointing",
+}
+
+
 if __name__ == "__main__":
+    flags = None
     try:
-        sys.exit(main(parse_args(Args, __doc__)))
-    except (InputError, OSError) as error:  # OSError: a full disk, most of the time
-        advice = "" if isinstance(error, InputError) else "; the last checkpoint stands, and --resume goes on from it"
-        print(f"{Path(__file__).name}: error: {error}{advice}", file=sys.stderr)
+        flags = parse_args(Args, __doc__)
+        sys.exit(main(flags))
+    except Exception as error:
+        sentence = explain(error, flags and flags.out, KEPT, MENDS)
+        if sentence is None:
+            raise
+        print(f"{Path(__file__).name}: error: {sentence}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,10 +1,12 @@
 """Shared by the tests: small random models whose logits vary with everything, so that a wrong position shows."""
 
+import os
+
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 def random_qwen(vocab_size=40, seed=0, tie=True, **more):

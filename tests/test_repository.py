@@ -25,7 +25,9 @@ def test_a_script_imports_nothing_of_ours_and_no_heavy_peers(path):
     allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "safetensors", "numpy", "matplotlib", "tqdm"}
     tree = ast.parse(path.read_text())
     for function in (node for node in tree.body if getattr(node, "name", "") == "check_answers"):
-        function.body = [node for node in function.body if not isinstance(node, ast.Import | ast.ImportFrom)]  # optional
+        function.body = [
+            node for node in function.body if not isinstance(node, ast.Import | ast.ImportFrom)
+        ]  # optional
     for node in ast.walk(tree):
         found = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         found += [node.module] if isinstance(node, ast.ImportFrom) else []

@@ -7,13 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import dapo
 
@@ -308,3 +316,87 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(whole, tmp_path, monkey
     monkeypatch.setattr(torch, "save", real)
     assert run(out, "--steps 4 --save-every 2 --checkpoint-every 1 --resume") == 0
     same_files(out, whole)
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
+    """A lock that the kernel lets go with its process: nothing to clean up after kill -9."""
+    out = tmp_path / "run"
+    command = [sys.executable, "dapo.py", *f"{SMALL} --steps 100000 --eval-every 100000 --out {out}".split()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        try:
+            while not (out / "config.json").exists():
+                assert first.poll() is None
+                time.sleep(0.1)
+            for flags in ("", "--resume", "--overwrite"):
+                with pytest.raises(dapo.InputError, match="another run is using"):
+                    run(out, f"--steps 100000 --eval-every 100000 {flags}")
+        finally:
+            first.kill()
+    assert run(out, "--steps 1 --overwrite") == 0 and run(out, "--steps 2 --resume") == 0
+
+
+def test_overwrite_leaves_nothing_of_the_run_before(tmp_path):
+    assert run(tmp_path, "--steps 2 --save-every 1") == 0
+    assert run(tmp_path, "--steps 1 --overwrite") == 0
+    assert not (tmp_path / "model_000001").exists() and not (tmp_path / "checkpoint" / "step_000002").exists()
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("where", "mend"),
+    [("sample_tokens", "--gen-batch"), ("token_logprobs", "--micro-batch"), ("load_model", "--model")],
+)
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_running_out_of_memory_names_the_flag_to_lower(tmp_path, monkeypatch, where, mend, kind):
+    def full(*args, **more):
+        raise kind("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")  # torch's words
+
+    place = (dapo.AutoModelForCausalLM, "from_pretrained") if where == "load_model" else (dapo, where)
+    monkeypatch.setattr(*place, full)
+    with pytest.raises(kind) as error:
+        run(tmp_path / "run", "--steps 1")
+    sentence = dapo.explain(error.value, tmp_path, "it goes on", dapo.MENDS)
+    assert sentence.startswith("out of memory: ") and mend in sentence and sentence.endswith("; it goes on")
+    assert dapo.explain(RuntimeError("a bug"), tmp_path, "", dapo.MENDS) is None
+
+
+def test_memory_that_ran_out_is_resumed_with_smaller_batches(tmp_path):
+    assert run(tmp_path, "--steps 1") == 0
+    assert run(tmp_path, "--steps 2 --resume --micro-batch 2 --gen-batch 4 --gradient-checkpointing") == 0
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", [2, 3])
+def test_estimated_activations_are_those_that_the_update_keeps(bf16, checkpointing, family):
+    """Counts the bytes of all tensors that autograd holds, weights aside, for the widths of real models."""
+    shape = {"vocab_size": 200, "num_hidden_layers": 3, "tie_word_embeddings": True}
+    if family == 2:  # Qwen2.5-0.5B
+        heads = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
+        model = Qwen2ForCausalLM(Qwen2Config(**shape, **heads))
+    else:  # Qwen3-0.6B
+        heads = {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8}
+        model = Qwen3ForCausalLM(Qwen3Config(**shape, **heads, head_dim=128))
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    weights, kept, rows, context = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}, 2, 256
+
+    def count(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights and x.shape[::-1] not in {p.shape for p in model.parameters()}:
+            kept[storage.data_ptr()] = (storage.nbytes(), x)
+        return x
+
+    tokens, mask = torch.randint(200, (rows, context)), torch.ones(rows, context)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            dapo.token_logprobs(model, tokens, mask)
+    held = sum(size for size, _ in kept.values())
+    need = dapo.estimate_memory([model], bf16, 1, context, rows, checkpointing)
+    logits, kept_only = 20 * rows * context * 200, need["activations"]
+    if checkpointing:  # the estimate adds one layer, which is there again while its gradient is computed
+        kept_only -= (dapo.estimate_memory([model], bf16, 1, context, rows)["activations"] - logits) / 3
+    assert kept_only - logits == pytest.approx(held, rel=0.2)
+    assert need["weights"] == sum(p.numel() for p in model.parameters()) * (6 if bf16 else 4)
+    assert need["at most"] == sum(need[k] for k in ("weights", "gradients and AdamW", "activations"))
