@@ -5,6 +5,7 @@
     python benchmarks/bench.py step         # a step of dapo.py against TRL's GRPOTrainer (pip install trl datasets)
     python benchmarks/bench.py update       # the update alone on a full-size shape, and its MFU
     python benchmarks/bench.py memory       # scoring and its gradient, chunked against naive, vocabulary 151,936
+    python benchmarks/bench.py estimate     # the estimate that the scripts print, against the real peak
     python benchmarks/bench.py two-model    # decode_two of replace.py against two separate decodes
     python benchmarks/bench.py bandit       # run_bandit against the plain loop of Algorithm 1
     python benchmarks/bench.py analysis     # score_pair of delta_logp.py against two bare forward passes
@@ -385,6 +386,48 @@ def memory_of(args):
     print(peak() - before)
 
 
+def estimate(args):
+    """What estimate_memory says before a run, over the peak that sampling and one update really reach."""
+    name = args.model or "qwen2.5-0.5b"
+    command = [sys.executable, __file__, "estimate-of", "--model", name]
+    command += ["--rows", str(args.rows), "--tokens", str(args.tokens)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    mib = {what: size / 2**20 for what, size in found.items()}
+    sizes = f"estimated {mib['at most']:,.0f}, measured {mib['measured']:,.0f} MiB"
+    label = f"{name}, {args.rows} x {args.tokens} tokens: {sizes}"
+    return {label: ratio_of([mib["at most"]], [mib["measured"]], None, mib=mib)}
+
+
+def estimate_of(args):
+    """Bytes, as JSON: the estimate's parts, and what loading, sampling and two updates add to this process or GPU."""
+    import dapo
+
+    def peak():
+        if DEVICE.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    small = Qwen2ForCausalLM(Qwen2Config(vocab_size=99, **shape))
+    small(torch.ones(1, 1, dtype=torch.long)).logits.sum().backward()  # imports and workspaces are there before
+    before, model = peak(), random_model(args.model)
+    cuda, half = DEVICE.type == "cuda", max(1, args.rows // 2)
+    need = dapo.estimate_memory([model], cuda, args.rows, args.tokens, half)
+    optimizer, width = torch.optim.AdamW(model.parameters(), lr=1e-9), args.tokens // 2
+    prompts = [torch.randint(151_000, (width,)).tolist() for _ in range(args.rows)]
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=cuda):
+        out = dapo.rollout(model, prompts, 1, args.tokens - width, [151_645], 0, cuda_graph=cuda)
+    ids = [row[: int(n)] for row, n in zip(out["tokens"].tolist(), out["mask"].sum(1), strict=True)]
+    tokens, mask = dapo.pack(prompts[:half], ids[:half], 0, DEVICE)
+    model.train()
+    for _ in range(2):  # the second update has gradients, AdamW's state and activations at once
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=cuda):
+            logp = dapo.token_logprobs(model, tokens, mask)
+        dapo.dapo_loss(logp, logp.detach(), torch.ones_like(mask), mask)[0].backward()
+        optimizer.step()
+    print(json.dumps(need | {"measured": peak() - before}))
+
+
 def two_model(args):
     """Seconds a token of decode_two, over the sum of the seconds a token of two rollouts of one model.
 
@@ -508,7 +551,7 @@ BENCHMARKS = {
     "two-model": two_model,
     "bandit": bandit,
 }
-BENCHMARKS |= {"analysis": analysis, "memory-of": memory_of}
+BENCHMARKS |= {"analysis": analysis, "memory-of": memory_of, "estimate": estimate, "estimate-of": estimate_of}
 
 
 def main():

@@ -32,8 +32,9 @@ def start(out, *flags):
         os._exit(status)
     return child
 
-def writing():
-    return os.path.exists(out + "/checkpoint") and any(".tmp" in name for name in os.listdir(out + "/checkpoint"))
+def writing(since):  # a temporary folder that this attempt made, not one that a kill left behind
+    found = os.scandir(out + "/checkpoint") if os.path.exists(out + "/checkpoint") else []
+    return any(entry.name.endswith(".tmp") and entry.stat().st_mtime > since for entry in found)
 
 out, began = folder + "/killed", time.time()
 assert os.waitpid(start(folder + "/whole"), 0)[1] == 0
@@ -45,10 +46,10 @@ while True:
     if done:  # too quick: once more from the start, this one must be right as well
         os.rename(out, f"{out}{kills}")
     resume = ["--resume"] if os.path.exists(out + "/config.json") else ["--overwrite"]
-    child = start(out, *resume)
+    child, since = start(out, *resume), time.time()
     if kills < 20:
         if kills % 2:  # every other one when a checkpoint is being written
-            while not writing() and os.waitpid(child, os.WNOHANG)[0] == 0:
+            while not writing(since) and os.waitpid(child, os.WNOHANG)[0] == 0:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.01))
         else:
@@ -60,7 +61,7 @@ while True:
         if alive:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            kills, halves = kills + 1, halves + writing()
+            kills, halves = kills + 1, halves + writing(since)
     else:
         os.waitpid(child, 0)
     assert not os.path.exists(folder + "/error"), open(folder + "/error").read()

@@ -1,12 +1,26 @@
 """The verifier, the reader of problem files, and what is read from a response's text (bug 23 of the list)."""
 
+import importlib.machinery
 import json
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
-from dapo import InputError, as_number, count_leaps, extract_answer, is_correct, problem_at, read_problems
+import dapo
+from dapo import (
+    InputError,
+    as_number,
+    check_answers,
+    count_leaps,
+    extract_answer,
+    is_correct,
+    problem_at,
+    read_problems,
+    verifier_problems,
+)
 
 BOX = "so \\boxed{%s}."
 
@@ -216,3 +230,68 @@ def test_verifier_never_raises_on_random_text():
         text = "".join(rng.choice(pieces, size=rng.integers(1, 25)))
         is_correct("\\boxed{" + text + "}", "".join(rng.choice(pieces, size=3)))
         is_correct(text, "1")
+
+
+# -------------------------------------------------------------------------------------------------------- math-verify
+LATEX_PAIRS = [  # equal as mathematics, not as strings
+    (r"\boxed{x^2 + 2x + 1}", r"(x+1)^2"),
+    (r"\boxed{\frac{\sqrt{2}}{2}}", r"\frac{1}{\sqrt{2}}"),
+    (r"\boxed{(1, 2)}", r"(1,\,2)"),
+    (r"first \boxed{7}, no: \boxed{2\pi}", r"\pi + \pi"),
+]
+
+
+@pytest.mark.parametrize(("text", "answer"), LATEX_PAIRS)
+def test_math_verify_decides_where_exact_says_no(text, answer):
+    pytest.importorskip("math_verify", reason="needs: pip install -r requirements-extras.txt")
+    assert check_answers([text], [answer], "math-verify") == ["right"]
+    assert check_answers([text, "no box"], ["17", "17"], "math-verify") == ["wrong", "wrong"]
+
+
+def test_math_verify_is_not_asked_where_exact_says_yes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)  # an import of it would fail
+    assert check_answers([r"\boxed{4}"], ["4"]) == ["right"] and check_answers([r"\boxed{5}"], ["4"]) == ["wrong"]
+
+
+def fake_math_verify(monkeypatch, parse):
+    class TimeoutException(BaseException):  # as in the package
+        pass
+
+    package, errors = types.ModuleType("math_verify"), types.ModuleType("math_verify.errors")
+    package.parse = lambda text, **how: parse(text, TimeoutException)
+    package.LatexExtractionConfig, package.verify = object, lambda gold, said, raise_on_error: gold == said
+    errors.TimeoutException, package.__spec__ = TimeoutException, importlib.machinery.ModuleSpec("math_verify", None)
+    monkeypatch.setitem(sys.modules, "math_verify", package)
+    monkeypatch.setitem(sys.modules, "math_verify.errors", errors)
+
+
+def test_failures_and_time_outs_are_wrong_and_counted(monkeypatch):
+    def parse(text, timeout):
+        if "late" in text:
+            raise timeout("5 seconds are over")
+        if "broken" in text:
+            raise RecursionError("as sympy does")
+        return [] if "unread" in text else [text.lower()]
+
+    fake_math_verify(monkeypatch, parse)
+    texts = [rf"\boxed{{{x}}}" for x in ("late", "broken", "unread", "A", "B", "a")] + ["no box"]
+    verdicts = check_answers(texts, ["a"] * 7, "math-verify")
+    assert verdicts == ["timed out", "failed", "failed", "right", "wrong", "right", "wrong"]
+    assert verifier_problems(verdicts) == {"verifier_failed": 2 / 7, "verifier_timed_out": 1 / 7}
+    assert verifier_problems(["right", "wrong"]) == {}
+
+
+def test_metrics_of_a_run_count_them(monkeypatch, tmp_path):
+    fake_math_verify(monkeypatch, lambda text, timeout: [] if "7" in text else [text])
+    flags = "--steps 1 --prompts-per-step 4 --mini-batch 2 --gen-batch 4 --max-gen-batches 1 --eval-problems 4"
+    flags += f" --eval-samples 2 --max-response 32 --overlong-buffer 0 --verifier math-verify --out {tmp_path}"
+    assert dapo.main(dapo.parse_args(dapo.Args, "", flags.split())) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < rows[1]["verifier_failed"] < 1 and "verifier_timed_out" not in rows[1]
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(dapo.InputError, match="pip install math-verify"):
+        dapo.require_verifier("math-verify")
+    dapo.require_verifier("exact")
