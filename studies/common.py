@@ -5,6 +5,7 @@ The studies call the six scripts as a reader would, from the command line, and r
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,38 +19,31 @@ T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 
 
 def run_all(jobs, workers=2):
-    """Run jobs, (command, folder, file that shows it is done), `workers` single-threaded processes at a time.
+    """Do jobs, {record: (commands, summary)}, `workers` at a time; a record is a JSON file below studies/results.
 
-    What is done is not run again; a run with a checkpoint goes on from it; another one starts anew. A failed command
-    ends the study with its last words, and so does ctrl-C: the same command goes on from there.
+    commands are (script and flags, folder, file that shows it is done), run one after the other, single-threaded; then
+    summary() goes into the record. A job with a record is not done again; a run with a checkpoint goes on from it. A
+    failed command ends the study with its last words, as does ctrl-C: the same command goes on from there.
     """
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    todo, env = {path: job for path, job in jobs.items() if not path.exists()}, os.environ | {"OMP_NUM_THREADS": "1"}
 
-    def run(job):
-        command, folder, done = job
-        folder = ROOT / folder
-        if (folder / done).exists():
-            return None
-        resumable = any((folder / "checkpoint").glob("step_??????"))
-        how = ["--resume" if resumable else "--overwrite", "--out", str(folder)]
-        found = subprocess.run(
-            [sys.executable, *command.split(), *how],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        print(f"{folder.name}: {'done' if found.returncode == 0 else 'stopped'}", flush=True)
-        if found.returncode:
-            words = found.stderr.decode(errors="replace").strip().splitlines()[-3:]
-            return f"{command} --out {folder} ended with status {found.returncode}: " + " ".join(words)
+    def work(path, commands, summary):
+        for command, folder, done in commands:
+            if (folder / done).exists():
+                continue
+            resumable = any((folder / "checkpoint").glob("step_??????"))
+            line = [sys.executable, *command.split(), "--resume" if resumable else "--overwrite", "--out", str(folder)]
+            found = subprocess.run(line, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            if found.returncode:
+                words = " ".join(found.stderr.decode(errors="replace").strip().splitlines()[-3:])
+                return f"{command} --out {folder} ended with status {found.returncode}: {words}"
+        write_json(path, summary())
+        print(f"{path.stem}: done", flush=True)
         return None
 
-    print(
-        f"{sum(not (ROOT / folder / done).exists() for _, folder, done in jobs)} of {len(jobs)} runs to do", flush=True
-    )
+    print(f"{len(todo)} of {len(jobs)} runs to do", flush=True)
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(run, job) for job in jobs]
+        futures = [pool.submit(work, path, *job) for path, job in todo.items()]
         try:
             for future in futures:
                 if problem := future.result():
@@ -81,10 +75,8 @@ def judge(mean, half, margin):
     return "does not hold" if mean + half < margin else "undecided"
 
 
-def write_result(path, result):
-    """JSON, under a temporary name first; infinite numbers become null."""
-    text = json.dumps(result, indent=1).replace("Infinity", "null")
+def write_json(path, result):
+    """JSON under a temporary name, then renamed; numbers that are not finite become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(text + "\n")
+    path.with_suffix(".tmp").write_text(re.sub(r"-?Infinity|NaN", "null", json.dumps(result, indent=1)) + "\n")
     os.replace(path.with_suffix(".tmp"), path)
-    print(f"written: {path}")

@@ -17,28 +17,30 @@ with the full softmax; so the final models are also sampled at the paper's --top
 """
 
 import argparse
+import functools
 import json
-import sys
-from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, interval, judge, rows_of, run_all, write_result
+from common import ROOT, interval, judge, rows_of, run_all, write_json
 
 SCHEMES = ("none", "low-prob", "dominate", "ppl")
 NUCLEI = (0.95, 0.9, 0.7)
 SEEDS, NUCLEUS_SEEDS = (11, 12, 13, 14, 15), (11, 12, 13)
 LAST = (100, 120, 140)  # the evaluations that count
+MEASURES = ("accuracy", "entropy", "length")
 
 
-def curve(folder):
-    """{measure: {step: value}} of a run's evaluations."""
+def summary(folder, nucleus):
+    """What a run leaves in its record: {measure: {step: value}} of the evaluations, and the accuracy at top-p 0.7."""
     names = {"accuracy": "test/avg@8", "entropy": "test/entropy", "length": "test/length"}
     rows = [row for row in rows_of(folder) if "test/avg@8" in row]
-    return {name: {row["step"]: row[key] for row in rows} for name, key in names.items()}
+    found = {name: {row["step"]: row[key] for row in rows} for name, key in names.items()}
+    (model,) = json.loads((nucleus / "passk.json").read_text())["models"].values()
+    return found | {"accuracy at top-p 0.7": float(np.mean(model["pass@1"]))}
 
 
 def draw(path, curves, seeds):
@@ -54,9 +56,10 @@ def draw(path, curves, seeds):
         for axis, (measure, title) in zip(line, titles.items(), strict=True):
             for kind in kinds:
                 runs = [curves[kind, seed][measure] for seed in seeds[kind]]
-                x = sorted(runs[0])
+                x = sorted(runs[0], key=int)
                 mean, half = np.array([interval([run[step] for run in runs]) for step in x]).T
                 label = ("top-p 1.0" if kind == "none" else f"top-p {kind}") if line is axes[1] else kind
+                x = [int(step) for step in x]
                 axis.plot(x, mean, "o-", ms=3, label=f"{label} ({len(runs)} seeds)")
                 if len(runs) > 1:
                     axis.fill_between(x, mean - half, mean + half, alpha=0.15)
@@ -77,31 +80,30 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one seed, two steps, 10 problems, nothing recorded")
     parser.add_argument("--runs", default="runs/studies/reweighting", help="folder of the runs")
     args = parser.parse_args()
-    runs, last = Path(args.runs), (2,) if args.quick else LAST
+    runs, last = ROOT / args.runs, (2,) if args.quick else LAST
     seeds = dict.fromkeys(SCHEMES, SEEDS) | {str(p): NUCLEUS_SEEDS for p in NUCLEI}
-    short, sample = "", "--passk-samples 8 --passk-problems 0"
+    short, sample = "--save-every 20", "--passk-samples 8 --passk-problems 0"
+    where = ROOT / "studies" / "results"
     if args.quick:
-        seeds = dict.fromkeys(seeds, (1,))
-        short = " --steps 2 --prompts-per-step 2 --mini-batch 2 --gen-batch 4 --max-gen-batches 2 --eval-problems 10"
+        seeds, where = dict.fromkeys(seeds, (1,)), runs
+        short = "--steps 2 --prompts-per-step 2 --mini-batch 2 --gen-batch 4 --max-gen-batches 2 --eval-problems 10"
         sample = "--passk-samples 8 --passk-problems 10"
-    else:
-        short = " --save-every 20"  # studies/extrapolation.py reads the numbered models
-    flags = {kind: f"--reweight {kind} --alpha 0.2" for kind in SCHEMES} | {
-        str(p): f"--rollout-top-p {p}" for p in NUCLEI
-    }
+    flags = {kind: f"--reweight {kind} --alpha 0.2" for kind in SCHEMES}
+    flags |= {str(p): f"--rollout-top-p {p}" for p in NUCLEI}
     pairs = sorted(((kind, seed) for kind in seeds for seed in seeds[kind]), key=lambda pair: pair[1])
-    folder = {(kind, seed): runs / f"{kind}-{seed}" for kind, seed in pairs}
-    run_all([(f"dapo.py {flags[k]} --seed {s}{short}", folder[k, s], "model/config.json") for k, s in pairs])
-    tested = [(kind, seed) for kind, seed in pairs if kind == "none" or kind not in SCHEMES]
-    how = f"grpo_n.py --steps 0 --eval-problems 1 --kl-coef 0 {sample} --passk-top-p 0.7"
-    nucleus = {pair: runs / f"{folder[pair].name}-at-0.7" for pair in tested}
-    run_all([(f"{how} --seed {s} --model {folder[k, s]}/model", nucleus[k, s], "passk.json") for k, s in tested])
-
-    curves = {pair: curve(path) for pair, path in folder.items()}
-    score = {pair: {m: np.mean([c[m][step] for step in last]) for m in c} for pair, c in curves.items()}
-    for pair, path in nucleus.items():
-        (found,) = json.loads((ROOT / path / "passk.json").read_text())["models"].values()
-        score[pair]["accuracy at top-p 0.7"] = np.mean(found["pass@1"])
+    records = {(kind, seed): where / "reweighting" / f"{kind}-{seed}.json" for kind, seed in pairs}
+    jobs = {}
+    for (kind, seed), path in records.items():
+        folder, nucleus = runs / path.stem, runs / f"{path.stem}-at-0.7"
+        train = f"dapo.py {flags[kind]} --seed {seed} {short}"
+        test = f"grpo_n.py --steps 0 --eval-problems 1 --kl-coef 0 {sample} --passk-top-p 0.7 --seed {seed}"
+        commands = [(train, folder, "model/config.json"), (f"{test} --model {folder / 'model'}", nucleus, "passk.json")]
+        jobs[path] = commands, functools.partial(summary, folder, nucleus)
+    run_all(jobs)
+    curves = {pair: json.loads(path.read_text()) for pair, path in records.items()}
+    score = {pair: {m: np.mean([c[m][str(t)] for t in last]) for m in MEASURES} for pair, c in curves.items()}
+    for pair, c in curves.items():
+        score[pair]["accuracy at top-p 0.7"] = c["accuracy at top-p 0.7"]
 
     claims = []
 
@@ -132,13 +134,11 @@ def main():
     for kind in seeds:
         cells = []
         for measure in ("accuracy", "accuracy at top-p 0.7", "entropy", "length"):
-            values = [score[kind, s][measure] for s in seeds[kind] if measure in score[kind, s]]
-            cells.append("{:.3f} ± {:.3f}".format(*interval(values)) if values else "")
+            cells.append("{:.3f} ± {:.3f}".format(*interval([score[kind, s][measure] for s in seeds[kind]])))
         print(f"| {kind} | " + " | ".join(cells) + " |")
-    table = {f"{kind}-{seed}": {"curve": curves[kind, seed], "score": score[kind, seed]} for kind, seed in pairs}
-    where = ROOT / (runs if args.quick else "studies/results")
-    write_result(where / "reweighting.json", {"command": " ".join(sys.argv), "claims": claims, "runs": table})
+    write_json(where / "reweighting.json", {"command": "python studies/reweighting.py", "claims": claims})
     draw(where / "reweighting.png", curves, seeds)
+    print(f"\nwritten: {where / 'reweighting.json'}, {where / 'reweighting.png'}; a record of each run beside them")
 
 
 if __name__ == "__main__":

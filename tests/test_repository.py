@@ -1,6 +1,7 @@
 """The promises of the repository as a whole: scripts stand alone, copies do not drift, README commands run."""
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("toy_bandit.py", "dapo.py", "grpo_n.py", "delta_logp.py", "replace.py", "extrapolate.py")
@@ -101,6 +104,45 @@ def test_readme_commands_run_in_a_short_form(tmp_path):
                 [sys.executable, *command[1:], *flags], cwd=ROOT, capture_output=True, text=True, env=os.environ
             )
             assert found.returncode == 0, found.stderr
+
+
+BYTES = {"24 GB": 24e9, "48 GB": 48e9, "80 GB": 80e9}
+SHAPES = {  # the public configs, on a device without memory
+    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+}
+
+
+def gpu_commands():
+    """(GPU that the comment above names, script, arguments) of each command of "On one GPU"."""
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"## On one GPU.*?```bash\n(.*?)```", text, re.S)[1]
+    size = None
+    for line in block.splitlines():
+        size = next((name for name in BYTES if name in line), size) if line.startswith("#") else size
+        if size and line.startswith("python ") and not line.startswith("python data/"):
+            _, script, *flags = shlex.split(line)
+            yield pytest.param(size, script, flags, id=f"{script} {size}")
+
+
+@pytest.mark.parametrize(("size", "script", "flags"), list(gpu_commands()))
+def test_gpu_commands_parse_and_fit(size, script, flags):
+    module = importlib.import_module(script.removesuffix(".py"))
+    args = module.parse_args(module.Args, "", flags)
+    names = [args.model] if hasattr(args, "model") else [args.base, args.rlvr]
+    with torch.device("meta"):
+        shapes = [SHAPES[re.search(r"[0-9.]+B", name)[0]] for name in names]
+        more = {"vocab_size": 151_936, "num_key_value_heads": 2, "tie_word_embeddings": True}
+        models = [Qwen2ForCausalLM(Qwen2Config(**shape, **more)) for shape in shapes]
+    context = args.max_response + 512  # a long prompt
+    if hasattr(args, "model"):
+        how = {"train_rows": args.micro_batch, "checkpointing": args.gradient_checkpointing}
+        how["idle"] = int(getattr(args, "kl_coef", 0) > 0)
+        need = module.estimate_memory(models, True, args.gen_batch * args.group_size, context, **how)
+    else:
+        rows = args.rows if hasattr(args, "rows") else args.gen_batch * args.samples
+        need = module.estimate_memory(models, True, rows, context)
+    assert 0.25 * BYTES[size] < need["at most"] < 0.9 * BYTES[size]
 
 
 def test_ci_runs_the_readme_test_command():
