@@ -1044,9 +1044,14 @@ def draw_tokens(path, examples, limit, width=100, most=6):
     plt.close(figure)
 
 
+def printable(text):
+    """Text of a model for the terminal: control characters, line breaks too, become escapes and do nothing."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def visible(piece):
-    """A token's text with its white space shown."""
-    return piece.replace("\n", "\u21b5").replace("\t", "\u21e5").replace(" ", "\u00b7") or "\u2205"
+    """A token's text with its white space shown, and other control characters as escapes."""
+    return printable(piece.replace("\n", "\u21b5").replace("\t", "\u21e5").replace(" ", "\u00b7")) or "\u2205"
 
 
 PAGE = """<!doctype html>
@@ -1307,13 +1312,6 @@ def main(args):
     decoding |= {"cuda_graph": args.cuda_graph and device.type == "cuda", "verifier": args.verifier}
     bf16 = args.dtype == "bf16" or (args.dtype == "auto" and device.type == "cuda")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    for name, model in models.items():
-        size = sum(p.numel() for p in model.parameters())
-        print(f"{name}: {size:,} parameters on {device}, {'bf16 autocast' if bf16 else 'fp32'}")
-    longest = max(map(len, prompts)) + args.max_response
-    need = estimate_memory([*models.values()], bf16, args.gen_batch * args.samples, longest)
-    parts = ", ".join(f"{what} {size / 2**20:,.0f}" for what, size in need.items())
-    print(f"memory, estimated in MiB: {parts}", flush=True)
 
     if args.check:
         decoding["generator"] = torch.Generator(device).manual_seed(args.seed)
@@ -1327,6 +1325,13 @@ def main(args):
     # ---- 1. sample: both models answer the same problems
     given = read_responses(args.responses, tokenizer, ids["n_vocab"], args.verifier) if args.responses else []
     out = open_run(args, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
+    for name, model in models.items():
+        size = sum(p.numel() for p in model.parameters())
+        print(f"{name}: {size:,} parameters on {device}, {'bf16 autocast' if bf16 else 'fp32'}")
+    longest = max(map(len, prompts)) + args.max_response
+    need = estimate_memory([*models.values()], bf16, args.gen_batch * args.samples, longest)
+    parts = ", ".join(f"{what} {size / 2**20:,.0f}" for what, size in need.items())
+    print(f"memory, estimated in MiB: {parts}", flush=True)
     path = out / "responses.jsonl"
     if args.responses:
         write_text(path, "".join(json.dumps(row) + "\n" for row in given))

@@ -830,6 +830,11 @@ def decode_arms(
 
 
 # ---------------------------------------------------------------------------------------------------- files and figure
+def printable(text):
+    """Text of a model for the terminal: control characters, line breaks too, become escapes and do nothing."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def lock(folder):
     """Hold `folder` for this process until it ends, however it ends; InputError if another process does.
 
@@ -1042,6 +1047,8 @@ def main(args):
     decoding |= {"cuda_graph": args.cuda_graph and device.type == "cuda", "verifier": args.verifier}
     bf16 = args.dtype == "bf16" or (args.dtype == "auto" and device.type == "cuda")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    taus, gammas = sorted(map(float, args.taus.split(","))), sorted(map(float, args.gammas.split(",")))
+    out = open_run(args, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
     for name, model in models.items():
         size = sum(p.numel() for p in model.parameters())
         print(f"{name}: {size:,} parameters on {device}, {'bf16 autocast' if bf16 else 'fp32'}")
@@ -1049,8 +1056,6 @@ def main(args):
     need = estimate_memory([*models.values()], bf16, args.rows, longest)
     parts = ", ".join(f"{what} {size / 2**20:,.0f}" for what, size in need.items())
     print(f"memory, estimated in MiB: {parts}", flush=True)
-    taus, gammas = sorted(map(float, args.taus.split(","))), sorted(map(float, args.gammas.split(",")))
-    out = open_run(args, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
     lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
     done = {row["job"]: row["rows"] for row in (json.loads(line) for line in lines if line.endswith("}"))}
     write_text(out / "metrics.jsonl", "".join(json.dumps({"job": j, "rows": r}) + "\n" for j, r in done.items()))
@@ -1117,9 +1122,9 @@ def main(args):
     for name, row in summary.items():
         level = f"{row['accuracy']:.3f} ± {row['accuracy_ci95']:.3f}   - RLVR" if "accuracy" in row else ""
         print(f"  {name:42s} {level} " + "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["diff"], *row["diff_ci95"]))
-    print(f"\n{data['test'][0]['prompt'][-80:]}   answer {data['test'][0]['answer']}")
+    print(f"\n{printable(data['test'][0]['prompt'][-80:])}   answer {data['test'][0]['answer']}")
     for name, row in best.items():
-        print(f"  {name:20s} {row['example'][:300]}")
+        print(f"  {name:20s} {printable(row['example'][:300])}")
     print(f"figure and every number are in {out}; {time.perf_counter() - began:.0f} s")
     return 0
 

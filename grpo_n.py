@@ -789,6 +789,11 @@ def evaluate(model, tokenizer, problems, prompts, samples, chunk, seed, **decodi
 
 
 # ---------------------------------------------------------------------------------------------------- files and figure
+def printable(text):
+    """Text of a model for the terminal: control characters, line breaks too, become escapes and do nothing."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def lock(folder):
     """Hold `folder` for this process until it ends, however it ends; InputError if another process does.
 
@@ -1035,7 +1040,8 @@ def main(args):
         for example in examples:
             append_row(out / "samples.jsonl", {"step": step} | example)
         score, shown = found["test/greedy"], examples[0]
-        tqdm.write(f"step {step:4d}   test {score:.3f}   {shown['prompt'][-60:]} -> {shown['response'][-90:]}")
+        asked, said = printable(shown["prompt"][-60:]), printable(shown["response"][-90:])
+        tqdm.write(f"step {step:4d}   test {score:.3f}   {asked} -> {said}")
         return found
 
     stopping = False

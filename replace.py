@@ -744,6 +744,11 @@ def calibrate(decode, targets, passes):
 
 
 # ---------------------------------------------------------------------------------------------------- files and figure
+def printable(text):
+    """Text of a model for the terminal: control characters, line breaks too, become escapes and do nothing."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def lock(folder):
     """Hold `folder` for this process until it ends, however it ends; InputError if another process does.
 
@@ -965,6 +970,8 @@ def main(args):
     decoding |= {"cuda_graph": args.cuda_graph and device.type == "cuda", "verifier": args.verifier}
     bf16 = args.dtype == "bf16" or (args.dtype == "auto" and device.type == "cuda")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    targets = [float(x) for x in args.ratios.split(",")]
+    out = open_run(args, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
     for name, model in models.items():
         size = sum(p.numel() for p in model.parameters())
         print(f"{name}: {size:,} parameters on {device}, {'bf16 autocast' if bf16 else 'fp32'}")
@@ -972,8 +979,6 @@ def main(args):
     need = estimate_memory([*models.values()], bf16, args.rows, longest)
     parts = ", ".join(f"{what} {size / 2**20:,.0f}" for what, size in need.items())
     print(f"memory, estimated in MiB: {parts}", flush=True)
-    targets = [float(x) for x in args.ratios.split(",")]
-    out = open_run(args, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
     piece = functools.cache(lambda i: tokenizer.decode([i]))
 
     # A job is a criterion at all ratios. The first one replaces nothing, and everything: the base, and the RLVR model.
@@ -1041,12 +1046,12 @@ def main(args):
         panel = {"the reverse: base's tokens put into RLVR's responses": backward}
         draw_ratios(out / "reverse.png", panel, ends, title)
     print_tables(curves, table, differences, ends)
-    print(f"\n{test[0]['prompt'][-80:]}   answer {test[0]['answer']}; replaced tokens in [brackets]")
+    print(f"\n{printable(test[0]['prompt'][-80:])}   answer {test[0]['answer']}; replaced tokens in [brackets]")
     with open(out / "samples.jsonl") as file:
         for row in (row for row in map(json.loads, file) if row["prompt"] == test[0]["prompt"]):
             if row["criterion"] in ("none", "dlogp", "random") and row["target"] in (0, targets[len(targets) // 2]):
                 text = show_replaced(row["tokens"], [i in row["replaced"] for i in range(len(row["tokens"]))])
-                print(f"  {row['criterion']:6s} {'right' if row['right'] else 'wrong'}  {text[:300]}")
+                print(f"  {row['criterion']:6s} {'right' if row['right'] else 'wrong'}  {printable(text[:300])}")
     print(f"figures, samples.jsonl and every number are in {out}; {time.perf_counter() - began:.0f} s")
     return 0
 

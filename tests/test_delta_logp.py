@@ -327,7 +327,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_every_figure_and_number(finished):
     names = {path.name for path in finished.iterdir()}
     figures = {"histograms.png", "probabilities.png", "gradient.png", "sparsity.png", "tokens.png"}
-    assert names == figures | {"tokens.html", "tokens.npz", "summary.json", "config.json", "responses.jsonl"}
+    assert names == figures | {"tokens.html", "tokens.npz", "summary.json", "config.json", "responses.jsonl", "lock"}
     summary = json.loads((finished / "summary.json").read_text())
     shares = [row["share"] for row in summary["dlogp_bins"].values()]
     assert sum(shares) == pytest.approx(1)

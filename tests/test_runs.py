@@ -400,3 +400,9 @@ def test_estimated_activations_are_those_that_the_update_keeps(bf16, checkpointi
     assert kept_only - logits == pytest.approx(held, rel=0.2)
     assert need["weights"] == sum(p.numel() for p in model.parameters()) * (6 if bf16 else 4)
     assert need["at most"] == sum(need[k] for k in ("weights", "gradients and AdamW", "activations"))
+
+
+def test_what_a_model_writes_does_nothing_to_the_terminal():
+    text = "\x1b]0;title\x07\x1b[2J\x9b31m\r\n\u202eGröße 😀 \\boxed{1}"
+    shown = dapo.printable(text)
+    assert shown == r"\x1b]0;title\x07\x1b[2J\x9b31m\r\n\u202eGröße 😀 \boxed{1}" and shown.isprintable()
