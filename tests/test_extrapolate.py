@@ -192,7 +192,10 @@ def test_rows_count_problems_tokens_and_passes():
     replaced = np.zeros(mask.shape, dtype=bool)
     replaced[:, 1, :, 0] = True
     part = {"right": right, "mask": mask, "replaced": replaced, "texts": np.array([[["a", "b"], ["c", "d"]]] * 2)}
+    part["verdicts"] = np.where(right, "right", "wrong").astype("<U9")
+    part["verdicts"][0, 0, 1], part["verdicts"][1, 0] = "failed", ["timed out", "wrong"]
     one, two = describe_arms([part], 2, 2)
+    assert one["verifier_failed"] == one["verifier_timed_out"] == 1 / 4 and "verifier_failed" not in two
     assert one["right"] == [1, 0] and two["right"] == [2, 1] and two["accuracy"] == 0.75 and one["pass@2"] == 0.5
     assert one["ratio"] == 0 and two["ratio"] == pytest.approx(1 / 3) and one["length"] == 11 / 4
     assert (one["example"], two["example"]) == ("a", "c")

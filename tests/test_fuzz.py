@@ -3,6 +3,7 @@
 Milliseconds are those of the thread's own clock, so that a busy machine fails nothing.
 """
 
+import gc
 import json
 import time
 
@@ -32,6 +33,15 @@ TEXT |= st.sampled_from(
 TEXT |= st.sampled_from([json.dumps(dict.fromkeys(keys, "1")) for keys in (KEYS, KEYS[:2], KEYS[:1], KEYS[2:])])
 FILE = st.lists(TEXT, max_size=8).map("".join) | st.lists(TEXT, max_size=8).map("\n".join)
 FILE = FILE.map(lambda x: x.encode("utf-8", "surrogatepass")) | st.binary(max_size=40)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap_for_the_garbage_collector():
+    """Rows of brackets set it off again and again, and each time it would walk through all of torch."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def timed(work, *args):

@@ -305,8 +305,10 @@ def test_counts_of_replaced_tokens_and_forks():
     replaced[0, 0, 0, [0, 3, 4]] = True  # two forks (start, =) and a digit of the result
     part = {"problems": slice(0, 1), "tokens": tokens, "mask": (tokens > 0).astype(float), "replaced": replaced}
     part |= {"right": np.array([[[True, False]]]), "texts": np.array([[["a", "b"]]])}
+    part["verdicts"] = np.array([[["right", "failed"]]])
     problems = [{"prompt": "4+4-1?", "answer": "4"}]
     rows, samples = count_arms([part], problems, ("kl",), [0.1], [2.5], pieces.get)
+    assert rows[0]["verifier_failed"] == 0.5 and "verifier_timed_out" not in rows[0]
     assert rows[0]["ratio"] == 3 / 12 and rows[0]["at_forks"] == pytest.approx(2 / 3) and rows[0]["right"] == [0.5]
     assert samples[0]["replaced"] == [0, 3, 4] and show_replaced(samples[0]["tokens"], [1, 0, 0, 1, 1, 0, 0, 0, 0]) == (
         "[4]+4[=][4];\\boxed{4}"

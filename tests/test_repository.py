@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -47,9 +48,13 @@ def test_importing_a_script_does_nothing(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_help_names_every_flag(path):
+def test_help_names_every_flag_and_comes_at_once(path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = subprocess.run([sys.executable, path.name, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0 and "Paper" in found.stdout and "--seed" in found.stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # seconds of the CPU: a busy machine changes little
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < (1 if path.name == "toy_bandit.py" else 6), f"start-up took {seconds:.1f} s"
 
 
 def test_same_named_functions_and_classes_are_identical():
