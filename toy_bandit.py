@@ -52,6 +52,13 @@ class Args:
     runs: int = arg(250, "independent runs behind every curve and share", 1)
     steps: int = arg(4000, "updates of a run (half of it, times the temperature, in figure 6; half in figure 7)", 1)
     seed: int = arg(0, "of the sampled actions", 0)
+    rewards: str = arg("", "a bandit of your own instead of the figures: its rewards, such as 0.5,1,0")
+    policy: str = arg("0.475,0.05,0.475", "... and the probabilities it starts from")
+    group_size: int = arg(2, "... actions in an update, G", 1)
+    temperature: float = arg(1.0, "... of its softmax", 1e-3)
+    lr: float = arg(0.1, "... learning rate", 1e-9)
+    optimizer: str = arg("sgd", "... plain ascent, or Adam", choices=("sgd", "adam"))
+    signs: str = arg("both", "... advantages that count", choices=("both", "positive", "negative"))
     check: bool = arg(
         False, "check the lemma, the theorem and the proposition instead of drawing; exit status 1 if one fails"
     )
@@ -186,14 +193,19 @@ def outcome(rewards, probs):
 
     The exploration stage begins where the median probability of the most exploited arm (the best but one) peaks, if the
     median falls by more than 0.05 afterwards. A run reaches the best arm if that has more than half of the mass at the
-    end, and has died if it has less than 1e-3.
+    end, and has died if it has less than 1e-3. A run has two stages if in it the exploited arm first rises by more than
+    0.05 and then falls by more than 0.05; `peaks` are the quartiles of the update in between, over such runs.
     """
     order = np.argsort(rewards)
     best, exploited = probs[:, :, order[-1]], np.median(probs[:, :, order[-2]], axis=0)
     peak = int(exploited.argmax())
     starts = peak if peak > 0 and exploited[peak] - exploited[-1] > 0.05 else None
+    each = probs[:, :, order[-2]]  # (runs, steps + 1)
+    two = (each.max(axis=1) - each[:, 0] > 0.05) & (each.max(axis=1) - each[:, -1] > 0.05)
     return {
         "exploration starts": starts,
+        "two stages": share_with_interval(two),
+        "peaks": np.quantile(each[two].argmax(axis=1), (0.25, 0.5, 0.75)).tolist() if two.any() else None,
         "reached": share_with_interval(best[:, -1] > 0.5),
         "died": share_with_interval(best[:, -1] < 1e-3),
     }
@@ -340,8 +352,26 @@ def draw_negative(path, args):
     return table
 
 
+def own_bandit(args, out):
+    """Run the bandit of --rewards, write bandit.json, print its shares. Returns the exit status."""
+    try:
+        rewards, policy = ([float(x) for x in text.split(",")] for text in (args.rewards, args.policy))
+    except ValueError:
+        raise InputError(f"--rewards {args.rewards} --policy {args.policy}: numbers with commas between") from None
+    how = {"temperature": args.temperature, "optimizer": args.optimizer, "signs": args.signs}
+    how |= {"group_size": args.group_size, "lr": args.lr, "n_runs": args.runs, "seed": args.seed}
+    found = outcome(rewards, run_bandit(rewards, policy, args.steps, **how))
+    (out / "bandit.json").write_text(json.dumps({"args": dataclasses.asdict(args), "outcome": found}, indent=2) + "\n")
+    for name in ("two stages", "reached", "died"):
+        print("{:12s} {:.3f} [{:.3f}, {:.3f}] of the runs".format(name, *found[name]))
+    print(
+        f"exploration starts at update {found['exploration starts'] or 'never'}; all numbers in {out / 'bandit.json'}"
+    )
+    return 0
+
+
 def main(args):
-    """Draw every figure and print the table, or run the checks. Returns the exit status."""
+    """Draw every figure and print the table, or run one bandit, or the checks. Returns the exit status."""
     if args.check:
         return 0 if check(args.seed) else 1
     began, out, n = time.perf_counter(), Path(args.out), args.steps
@@ -349,6 +379,8 @@ def main(args):
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {out} ({error.strerror}); choose another --out") from None
+    if args.rewards:
+        return own_bandit(args, out)
     matplotlib.use("Agg")
     default = f"rewards {REWARDS}, start {POLICY}"
     starts = ((0.45, 0.1, 0.45), POLICY, (0.49, 0.02, 0.49))

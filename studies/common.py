@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-# 97.5% quantiles of Student's t for 1, 2, ... degrees of freedom
+# 97.5% quantiles of Student's t for 1, 2, ... 20 degrees of freedom
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+T975 += (2.120, 2.110, 2.101, 2.093, 2.086)
 
 
 def run_all(jobs, workers=2):
@@ -32,7 +33,8 @@ def run_all(jobs, workers=2):
             if (folder / done).exists():
                 continue
             resumable = any((folder / "checkpoint").glob("step_??????"))
-            line = [sys.executable, *command.split(), "--resume" if resumable else "--overwrite", "--out", str(folder)]
+            how = [] if command.startswith("toy_bandit") else ["--resume" if resumable else "--overwrite"]
+            line = [sys.executable, *command.split(), *how, "--out", str(folder)]
             found = subprocess.run(line, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             if found.returncode:
                 words = " ".join(found.stderr.decode(errors="replace").strip().splitlines()[-3:])
