@@ -9,15 +9,15 @@ Intervals over settings are Student's t.
   two stages whenever a2 is rare     the share of runs with two stages (outcome in toy_bandit.py), G = 2, temperature 1.
                                      "holds": in every rare setting the 95% Wilson interval lies above 0.9; "does not
                                      hold": in some it lies below
-  larger G or temperature keep them  the difference of that share to G = 2, temperature 1, paired by rare setting. "holds":
-                                     the interval lies above -0.05; "does not hold": below
-  ... and are smoother               the runs agree more on when exploration starts: log of (interquartile range / median)
-                                     of that update, paired likewise. "holds": below 0; "does not hold": above -0.05
-  negative-only keeps a2 alive more  the share of runs in which a2 dies (below 1e-3 at the end) under both signs, or under
-                                     positive only, minus that under negative only, paired, all settings. "holds": above
-                                     0; "does not hold": below 0.02
+  larger G or temperature keep them  the difference of that share to G = 2, temperature 1, paired by rare setting.
+                                     "holds": the interval lies above -0.05; "does not hold": below
+  ... and are smoother               the runs agree more on when exploration starts: log of (interquartile range /
+                                     median) of that update, paired likewise. "holds": below 0; not: above -0.05
+  negative-only keeps a2 alive more  the share of runs in which a2 dies (below 1e-3 at the end) under both signs, or
+                                     under positive only, minus that under negative only, paired, all settings.
+                                     "holds": above 0; "does not hold": below 0.02
 
-    python studies/bandit.py            # MINUTES minutes on two cores
+    python studies/bandit.py            # 3 minutes on two cores
     python studies/bandit.py --quick    # few runs and updates: to see that it works
 """
 

@@ -1,6 +1,7 @@
 """The bandit against a loop that follows Algorithm 1 line by line, and the exact statements (bug 33 of the list)."""
 
 import inspect
+import json
 import math
 import time
 
@@ -184,3 +185,17 @@ def test_maths_works_pasted_alone(name):
     exec(inspect.getsource(getattr(toy_bandit, name)), namespace)
     arguments = {"logit_update": (np.array([0.5, 0.5]), 0, 1.0, 0.1)}.get(name, (np.array([0.5, 0.5]), np.ones(2), 0.1))
     assert namespace[name](*arguments[: 2 if name == "logprob_change" else 4]).shape == (2,)
+
+
+def test_a_bandit_of_ones_own(tmp_path):
+    flags = "--rewards 0.5,1,0 --policy 0.45,0.1,0.45 --group-size 4 --steps 1500 --runs 40 --seed 3 --out"
+    assert toy_bandit.main(toy_bandit.parse_args(toy_bandit.Args, "", [*flags.split(), str(tmp_path)])) == 0
+    found = json.loads((tmp_path / "bandit.json").read_text())["outcome"]
+    probs = run_bandit((0.5, 1, 0), (0.45, 0.1, 0.45), 1500, group_size=4, n_runs=40, seed=3)
+    assert found == json.loads(json.dumps(outcome((0.5, 1, 0), probs))) and found["two stages"][0] == 1.0
+    a1 = probs[:, :, 0]
+    assert found["peaks"][1] == np.median(a1.argmax(axis=1)) and (a1.max(1) > a1[:, 0] + 0.05).all()
+    assert not list(tmp_path.glob("*.png"))
+    for bad in ("--rewards a,b", "--rewards 1,2 --policy 0.5,0.6", "--rewards 1,0 --policy 0.5,0.5 --group-size 0"):
+        with pytest.raises(InputError):
+            toy_bandit.main(toy_bandit.parse_args(toy_bandit.Args, "", [*bad.split(), "--out", str(tmp_path)]))
