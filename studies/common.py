@@ -78,7 +78,9 @@ def judge(mean, half, margin):
 
 
 def write_json(path, result):
-    """JSON under a temporary name, then renamed; numbers that are not finite become null."""
+    """JSON, under a temporary name, then renamed; a list of numbers is one line; what is not finite becomes null."""
+    text = re.sub(r"-?Infinity|NaN", "null", json.dumps(result, indent=1))
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(re.sub(r"-?Infinity|NaN", "null", json.dumps(result, indent=1)) + "\n")
+    path.with_suffix(".tmp").write_text(text + "\n")
     os.replace(path.with_suffix(".tmp"), path)
