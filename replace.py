@@ -777,12 +777,7 @@ def open_run(args, device):
     if args.resume:
         before = json.loads(config.read_text())["args"]
         free = {"resume", "overwrite", "out", "steps", "save_every", "checkpoint_every", "micro_batch", "bootstrap"}
-        free |= {
-            "gen_batch",
-            "rows",
-            "gradient_checkpointing",
-            "cuda_graph",
-        }  # what a run that is out of memory changes
+        free |= {"gen_batch", "rows", "gradient_checkpointing", "cuda_graph"}  # changed when memory ran out
         other = [k for k in asked if k not in free and before.get(k) != asked[k]]
         if other:
             flags = ", ".join(f"--{k.replace('_', '-')} {before.get(k)}" for k in other)

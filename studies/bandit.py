@@ -81,9 +81,9 @@ def main():
             updates = steps * (int(variant.split()[1]) if "temperature" in variant else 1)
             command = f"toy_bandit.py --rewards {fair},1,0 --policy {policy} {flags} --runs {n_runs} --steps {updates}"
             folder = runs / f"{variant.replace(' ', '').replace('=', '')}-{fair}-{start:.3f}"
-            places[variant, fair, start] = folder / "record.json"
+            places[variant, fair, start] = record = runs / "records" / f"{folder.name}.json"
             read = functools.partial(lambda path: json.loads(path.read_text())["outcome"], folder / "bandit.json")
-            jobs[folder / "record.json"] = [(f"{command} --seed {1000 + 20 * v + i}", folder, "bandit.json")], read
+            jobs[record] = [(f"{command} --seed {1000 + 20 * v + i}", folder, "bandit.json")], read
     run_all(jobs)
     found = {key: json.loads(path.read_text()) for key, path in places.items()}
 

@@ -50,8 +50,11 @@ def run_all(jobs, workers=2):
             for future in futures:
                 if problem := future.result():
                     raise SystemExit(f"{problem}\nthe same command goes on from here")
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                print("stopped; the same command goes on from here", file=sys.stderr)
+                raise SystemExit(130) from None
             raise
 
 
