@@ -4,6 +4,7 @@ The studies call the six scripts as a reader would, from the command line, and r
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -70,14 +71,30 @@ def interval(x):
     return float(x.mean()), float(half)
 
 
-def judge(mean, half, margin):
-    """The verdict on "the effect is positive", for an effect whose sign is turned so that positive is what is claimed.
+def judge(mean, half, below, above=0.0):
+    """The verdict on "the effect exceeds `above`", for an effect whose sign is turned so that more is what is claimed.
 
-    holds: the interval lies above 0. does not hold: it lies below `margin`, the smallest effect worth the name.
+    holds: the interval lies above `above`. does not hold: it lies below `below`, the smallest effect worth the name.
     """
-    if mean - half > 0:
+    if mean - half > above:
         return "holds"
-    return "does not hold" if mean + half < margin else "undecided"
+    return "does not hold" if mean + half < below else "undecided"
+
+
+def decide(text, measure, values, above=0.0, below=0.0):
+    """A claim as a row of the study's JSON: its effect over seeds (or pairs), and the verdict of judge()."""
+    mean, half = interval(values) if len(values) else (math.nan, math.inf)
+    row = {"claim": text, "measure": measure, "effect": mean, "half": half, "values": list(values)}
+    return row | {"verdict": judge(mean, half, below, above)}
+
+
+def table(claims):
+    """The rows of decide() as a markdown table."""
+    lines = ["", "| claim | measure | effect (95%) | n | verdict |", "|---|---|---|---|---|"]
+    for row in claims:
+        cells = row["claim"], row["measure"], f"{row['effect']:+.3f} ± {row['half']:.3f}", str(len(row["values"]))
+        lines.append(f"| {' | '.join(cells)} | {row['verdict']} |")
+    return "\n".join(lines)
 
 
 def write_json(path, result):

@@ -36,7 +36,7 @@ def test_the_quantiles_leave_two_and_a_half_percent_above():
     + [(0.0, 0.03, "undecided"), (1.0, math.inf, "undecided")],
 )
 def test_verdicts_follow_the_rule(mean, half, verdict):
-    assert common.judge(mean, half, margin=0.02) == verdict
+    assert common.judge(mean, half, below=0.02) == verdict
 
 
 def test_a_failed_run_ends_the_study_with_its_last_words(tmp_path, monkeypatch):
@@ -52,7 +52,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [None, None, None, 1.5]}
 
 
-@pytest.mark.parametrize("name", ["reweighting", "bandit"])
+@pytest.mark.parametrize("name", ["reweighting", "bandit", "negative_only"])
 def test_the_quick_form_runs_and_goes_on_from_its_records(tmp_path, name):
     command = [sys.executable, f"studies/{name}.py", "--quick", "--runs", str(tmp_path)]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
