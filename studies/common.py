@@ -24,8 +24,9 @@ def run_all(jobs, workers=2):
     """Do jobs, {record: (commands, summary)}, `workers` at a time; a record is a JSON file below studies/results.
 
     commands are (script and flags, folder, file that shows it is done), run one after the other, single-threaded; then
-    summary() goes into the record. A job with a record is not done again; a run with a checkpoint goes on from it. A
-    failed command ends the study with its last words, as does ctrl-C: the same command goes on from there.
+    summary() goes into the record (None: the record is a file that the run itself leaves). A job with a record is not
+    done again; a run with a checkpoint goes on from it. A failed command ends the study with its last words, as does
+    ctrl-C: the same command goes on from there.
     """
     todo, env = {path: job for path, job in jobs.items() if not path.exists()}, os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -40,8 +41,9 @@ def run_all(jobs, workers=2):
             if found.returncode:
                 words = " ".join(found.stderr.decode(errors="replace").strip().splitlines()[-3:])
                 return f"{command} --out {folder} ended with status {found.returncode}: {words}"
-        write_json(path, summary())
-        print(f"{path.stem}: done", flush=True)
+        if summary:
+            write_json(path, summary())
+        print(f"{commands[0][1].name}: done", flush=True)
         return None
 
     print(f"{len(todo)} of {len(jobs)} runs to do", flush=True)
@@ -59,6 +61,28 @@ def run_all(jobs, workers=2):
             raise
 
 
+def trained_pairs(quick, runs):
+    """{name: folder} of the RLVR models of direction.py, replacement.py and extrapolation.py; trains what is missing.
+
+    DAPO's are those of reweighting.py, GRPO-N's those of negative_only.py: whichever study comes first trains them.
+    """
+    dapo, grpo_n = "--reweight none --alpha 0.2 --save-every 20", "--algorithm grpo-n --lr 1e-4 --passk-samples 0"
+    commands, at = {}, ROOT / "runs" / "studies"
+    for s in (11, 12, 13):
+        commands[f"dapo-{s}"] = f"dapo.py {dapo} --seed {s}", at / "reweighting" / f"none-{s}"
+    for s in (21, 22, 23):
+        train = f"grpo_n.py {grpo_n} --eval-every 35 --save-every 70 --seed {s}"
+        commands[f"grpo-n-{s}"] = train, at / "negative_only" / f"grpo-n-{s}"
+    if quick:
+        short = "--seed 1 --steps 2 --save-every 1 --prompts-per-step 2 --mini-batch 2 --gen-batch 2 --eval-problems 4"
+        commands = {"dapo-1": (f"dapo.py --max-gen-batches 2 {short}", runs / "dapo-1-trained")}
+        train = f"grpo_n.py --algorithm grpo-n --passk-samples 0 {short}"
+        commands["grpo-n-1"] = train, runs / "grpo-n-1-trained"
+    ends = {folder / "model" / "config.json": (command, folder) for command, folder in commands.values()}
+    run_all({path: ([(*how, "model/config.json")], None) for path, how in ends.items()})
+    return {name: folder for name, (_, folder) in commands.items()}
+
+
 def rows_of(folder):
     """The rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (ROOT / folder / "metrics.jsonl").read_text().splitlines()]
@@ -69,6 +93,18 @@ def interval(x):
     x = np.asarray(x, dtype=float)
     half = T975[len(x) - 2] * x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.inf
     return float(x.mean()), float(half)
+
+
+def interval_two_way(x):
+    """(mean, half-width of its 95% interval) of (pairs, problems): both are samples, and neither cell is independent.
+
+    Clustered both ways: the variance over pairs (Student's t) and the one over problems (normal) are added, which
+    counts their intersection twice and is therefore on the safe side (Cameron, Gelbach and Miller 2011, eq. 2.10).
+    """
+    x = np.asarray(x, dtype=float)
+    mean, pairs = interval(x.mean(axis=1))
+    problems = 1.96 * x.mean(axis=0).std(ddof=1) / np.sqrt(x.shape[1]) if x.shape[1] > 1 else np.inf
+    return mean, float(np.hypot(pairs, problems))
 
 
 def judge(mean, half, below, above=0.0):
@@ -82,9 +118,13 @@ def judge(mean, half, below, above=0.0):
 
 
 def decide(text, measure, values, above=0.0, below=0.0):
-    """A claim as a row of the study's JSON: its effect over seeds (or pairs), and the verdict of judge()."""
-    mean, half = interval(values) if len(values) else (math.nan, math.inf)
-    row = {"claim": text, "measure": measure, "effect": mean, "half": half, "values": list(values)}
+    """A claim as a row of a study's JSON: its effect, and judge()'s verdict. values: (seeds,), or (pairs, problems)."""
+    values = np.asarray(values, dtype=float)
+    mean, half = (
+        interval_two_way(values) if values.ndim == 2 else interval(values) if len(values) else (math.nan, math.inf)
+    )
+    each = values.mean(axis=1) if values.ndim == 2 else values
+    row = {"claim": text, "measure": measure, "effect": mean, "half": half, "values": each.round(6).tolist()}
     return row | {"verdict": judge(mean, half, below, above)}
 
 

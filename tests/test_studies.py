@@ -52,7 +52,9 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [None, None, None, 1.5]}
 
 
-@pytest.mark.parametrize("name", ["reweighting", "bandit", "negative_only"])
+@pytest.mark.parametrize(
+    "name", ["reweighting", "bandit", "negative_only", "direction", "replacement", "extrapolation"]
+)
 def test_the_quick_form_runs_and_goes_on_from_its_records(tmp_path, name):
     command = [sys.executable, f"studies/{name}.py", "--quick", "--runs", str(tmp_path)]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
