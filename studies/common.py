@@ -71,7 +71,7 @@ def trained_pairs(quick, runs):
     for s in (11, 12, 13):
         commands[f"dapo-{s}"] = f"dapo.py {dapo} --seed {s}", at / "reweighting" / f"none-{s}"
     for s in (21, 22, 23):
-        train = f"grpo_n.py {grpo_n} --eval-every 35 --save-every 70 --seed {s}"
+        train = f"grpo_n.py {grpo_n} --eval-every 140 --save-every 70 --seed {s}"
         commands[f"grpo-n-{s}"] = train, at / "negative_only" / f"grpo-n-{s}"
     if quick:
         short = "--seed 1 --steps 2 --save-every 1 --prompts-per-step 2 --mini-batch 2 --gen-batch 2 --eval-problems 4"

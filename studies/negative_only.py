@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--runs", default="runs/studies/negative_only", help="folder of the runs")
     args = parser.parse_args()
     where, runs = ROOT / "studies" / "results", ROOT / args.runs
-    arms, seeds, steps, short = tuple(ARMS), SEEDS, STEPS, f"--eval-every 35 --save-every {STEPS // 2}"
+    arms, seeds, steps, short = tuple(ARMS), SEEDS, STEPS, f"--eval-every {STEPS} --save-every {STEPS // 2}"
     sample = "--passk-samples 256 --passk-problems 64"
     if args.quick:
         where, arms, seeds, steps = runs, ("grpo", "grpo-n"), (1,), 4

@@ -25,7 +25,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, interval, judge, rows_of, run_all, write_json
+from common import ROOT, decide, interval, rows_of, run_all, table, write_json
 
 SCHEMES = ("none", "low-prob", "dominate", "ppl")
 NUCLEI = (0.95, 0.9, 0.7)
@@ -107,31 +107,26 @@ def main():
 
     claims = []
 
-    def decide(text, measure, more, less, margin):
-        """Record whether `more` exceeds `less` in `measure`, paired by seed."""
+    def claim(text, measure, more, less, below):
+        """Judge whether `more` exceeds `less` in `measure`, paired by seed."""
         if more not in seeds or less not in seeds:  # the short form
             return
         log = np.log if measure == "entropy" else float
-        diffs = [log(score[more, s][measure]) - log(score[less, s][measure]) for s in seeds[more] if s in seeds[less]]
-        mean, half = interval(diffs)
-        row = {"claim": text, "measure": measure, "more": more, "less": less, "effect": mean, "half": half}
-        claims.append(row | {"seeds": len(diffs), "differences": diffs, "verdict": judge(mean, half, margin)})
+        pairs = [(score[more, s], score[less, s]) for s in seeds[more] if s in seeds[less]]
+        values = [log(one[measure]) - log(other[measure]) for one, other in pairs]
+        claims.append(decide(text, f"log {measure}" if measure == "entropy" else measure, values, below=below))
 
     for other in ("none", "dominate", "ppl"):
-        decide(f"low-prob is more accurate than {other}", "accuracy", "low-prob", other, 0.02)
-    decide("Dominate's entropy is below DAPO's", "entropy", "none", "dominate", np.log(1.05))
-    decide("low-prob's entropy is above DAPO's", "entropy", "low-prob", "none", np.log(1.05))
-    decide("low-prob's responses are longer than DAPO's", "length", "low-prob", "none", 1.0)
+        claim(f"low-prob is more accurate than {other}", "accuracy", "low-prob", other, 0.02)
+    claim("Dominate's entropy is below DAPO's", "entropy", "none", "dominate", np.log(1.05))
+    claim("low-prob's entropy is above DAPO's", "entropy", "low-prob", "none", np.log(1.05))
+    claim("low-prob's responses are longer than DAPO's", "length", "low-prob", "none", 1.0)
     for measure in ("accuracy", "accuracy at top-p 0.7"):
         for p in map(str, NUCLEI):
-            decide(f"rollouts at top-p {p} hurt", measure, "none", p, 0.02)
+            claim(f"rollouts at top-p {p} hurt", measure, "none", p, 0.02)
         for large, small in (("0.95", "0.9"), ("0.9", "0.7")):
-            decide(f"top-p {small} hurts more than {large}", measure, large, small, 0.02)
-
-    print("\n| claim | measure | effect (95% over seeds) | seeds | verdict |\n|---|---|---|---|---|")
-    for row in claims:
-        size = f"{row['effect']:+.3f} ± {row['half']:.3f}"
-        print(f"| {row['claim']} | {row['measure']} | {size} | {row['seeds']} | {row['verdict']} |")
+            claim(f"top-p {small} hurts more than {large}", measure, large, small, 0.02)
+    print(table(claims))
     print("\n| run | accuracy | at top-p 0.7 | entropy (nats) | length (tokens) |\n|---|---|---|---|---|")
     for kind in seeds:
         cells = []

@@ -1,0 +1,151 @@
+"""Writes the tables of docs/claims.md and of the README from studies/results/*.json: no number is typed by hand.
+
+A statement of a paper stands on one claim of a study or on several; each has an effect, an interval and a verdict.
+
+    python studies/claims.py            # rewrites the tables between the marks <!-- claims: ... --> and <!-- end -->
+    python studies/claims.py --check    # exit status 1 if a table is not what the results say
+"""
+
+import argparse
+import json
+import re
+import sys
+
+from common import ROOT, table
+
+RESULTS = ROOT / "studies" / "results"
+STUDIES = {  # paper and section, minutes on two cores, what n counts
+    "reweighting": ("A 4.2, figures 5 and 3c", 110, "seeds"),
+    "negative_only": ("B 2 and 4, figures 2 and 4, tables 1 to 4", 75, "seeds"),
+    "direction": ("A 3.1 and 3.3, figures 1b, 3, 12 to 15", 3, "pairs"),
+    "replacement": ("A 3.2, figure 2", 9, "pairs"),
+    "extrapolation": ("A 4.1, figure 4, table 1", 13, "pairs; for early checkpoints seeds"),
+    "bandit": ("B 3, figures 1, 5 and 6", 3, "settings of 200 runs"),
+}
+# Statement -> the claims that it stands on, as a pattern; what its groups match tells them apart in the table.
+# "(ours)": the paper does not say it. "+": also in the README.
+STATEMENTS = {
+    "reweighting": {
+        "+ weighing unlikely tokens more beats DAPO": r"low-prob is more accurate than none",
+        "... and the other weightings": r"low-prob is more accurate than (dominate|ppl)",
+        "+ Dominate's entropy falls below DAPO's": r"Dominate's entropy is below DAPO's",
+        "low-prob keeps more entropy than DAPO": r"low-prob's entropy is above DAPO's",
+        "low-prob's responses are longer than DAPO's": r"low-prob's responses are longer than DAPO's",
+        "+ filtering unlikely tokens from rollouts hurts": r"rollouts at (top-p .+) hurt",
+        "... more with a smaller top-p": r"top-p (.+) hurts more than (.+)",
+    },
+    "direction": {
+        "+ dlogp tells RLVR's tokens from the base's, entropy and KL less": r"dlogp tells .* the (.+): tokens, AUC",
+        "... by the overlap of the histograms": r"dlogp tells .* the (.+): tokens, overlap",
+        "... and whole responses": r"dlogp tells .* the (.+): responses, AUC",
+        "+ entropy and KL hardly tell tokens apart": r"(.+) hardly tells tokens apart",
+        "+ ... nor whole responses": r"(.+) hardly tells responses apart",
+        "+ changes are sparse": r"most tokens of (.+) responses hardly changed",
+        "... a fifth of the tokens holds over 0.8 of the change": r"a fifth of the tokens of (.+) responses .*",
+        "+ most gradient mass sits on tokens below probability 0.5": r"most gradient mass .* tokens: (.+)",
+        "+ tokens of high dlogp were unlikely": r"tokens of (dlogp .+) were unlikely",
+        "... and rose": r"\.\.\. and rose \((.+)\)",
+    },
+    "replacement": {
+        "+ dlogp finds the tokens to replace better than KL": r"dlogp beats kl",
+        "+ KL finds them better than entropy": r"kl beats entropy",
+        "+ entropy finds them better than random": r"entropy beats random",
+        "dlogp needs the fewest": r"dlogp needs fewer replacements than (.+)",
+        "+ a third of the tokens is enough": r"a third of the tokens is enough, by (.+)",
+    },
+    "extrapolation": {
+        "+ selective extrapolation beats RLVR": r"selective extrapolation, (y from .+), beats RLVR",
+        "+ ... because of gamma, not of the second draw (ours)": r"\.\.\. because of gamma \((.+)\)",
+        "+ selective beats global": r"selective beats global at (gamma .+)",
+        "gains flatten as more positions are touched": r"gains flatten as more positions are touched",
+        "+ extrapolating an early checkpoint beats it (ours)": r"extrapolating early checkpoints beats them: (.+)",
+        "... because of gamma (ours)": r"\.\.\. because of gamma: (.+)",
+        "... by so many training steps (ours)": r"\.\.\. worth of (.+)",
+    },
+    "negative_only": {
+        "+ -N and GSPO end with more entropy than GRPO": r"(.+) ends with more entropy than (.+)",
+        "... also at equal accuracy (ours)": r"(.+) has more entropy than (.+) at equal accuracy",
+        "+ their entropy rises again": r"((?:gspo|grpo-n).*) regains entropy",
+        "+ their accuracy at k = 1 is competitive": r"(.+) is competitive with (.+) at k = 1",
+        "+ at k = 256 GRPO is at or below the base": r"(.+) is at or below the base at k = 256",
+        "+ ... the others at or above it": r"(.+) is at or above the base at k = 256",
+        "... and above GRPO": r"(.+) has more than (.+) at k = 256",
+        "+ without positive gradients the leap of one grows first": r"leaps of one come first under (.+-n)",
+        "+ early training shrinks pass@256": r"early training with (.+) shrinks what the base can",
+        "+ more training expands it": r"more training with (.+) expands it",
+    },
+    "bandit": {
+        "+ two stages whenever the best arm starts rare": r"two stages whenever .*",
+        "+ larger groups and higher temperature keep them": r"(.+) keeps the two stages",
+        "... and make them smoother": r"(.+) makes it smoother",
+        "+ negative-only updates keep the best arm alive more often": r"negative-only updates .* than (.+)",
+    },
+}
+
+
+def rows_for(claims, pattern):
+    """[(label, row)] of the claims that a pattern matches as a whole."""
+    found = [(re.fullmatch(pattern, row["claim"]), row) for row in claims]
+    rows = [(", ".join(match.groups()), row) for match, row in found if match]
+    twice = {label for label, _ in rows if sum(label == other for other, _ in rows) > 1}
+    return [(f"{label}, {row['measure']}" if label in twice else label, row) for label, row in rows]
+
+
+def verdict_of(rows):
+    """One word where all agree, else the labels under each verdict."""
+    by = {}
+    for label, row in rows:
+        by.setdefault(row["verdict"], []).append(label)
+    return next(iter(by)) if len(by) == 1 else "; ".join(f"{name}: {', '.join(labels)}" for name, labels in by.items())
+
+
+def effect_of(row):
+    """An effect with its interval; the bandit's are sentences already."""
+    return row["effect"] if isinstance(row["effect"], str) else f"{row['effect']:+.3f} ± {row['half']:.3f}"
+
+
+def tables():
+    """{mark: markdown table}: "all", "short", and one for each study."""
+    made, short = {}, ["| paper | statement | verdict in the tiny world |", "|---|---|---|"]
+    head = "| statement | effect, 95% interval | verdict |"
+    lines = ["| paper | " + head[2:], "|---|---|---|---|"]
+    for study, (source, *_) in STUDIES.items():
+        claims = json.loads((RESULTS / f"{study}.json").read_text())["claims"]
+        used = set()
+        for text, pattern in STATEMENTS[study].items():
+            rows = rows_for(claims, pattern)
+            if not rows:
+                raise SystemExit(f"studies/claims.py: {pattern!r} matches no claim of {study}.json")
+            used |= {row["claim"] for _, row in rows}
+            effects = "<br>".join(f"{label}: {effect_of(row)}" if label else effect_of(row) for label, row in rows)
+            statement, verdict = text.removeprefix("+ "), verdict_of(rows)
+            lines.append(f"| {source} | {statement} | {effects} | {verdict} |")
+            if text.startswith("+ "):
+                short.append(f"| {source.split(',')[0]} | {statement} | {verdict} |")
+        if "measure" in claims[0]:
+            made[study] = table(claims).strip()
+    return made | {"all": "\n".join(lines), "short": "\n".join(short)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if a table is out of date")
+    args = parser.parse_args()
+    made, stale = tables(), []
+    for path in (ROOT / "docs" / "claims.md", ROOT / "README.md"):
+        old = path.read_text()
+
+        def fill(match):
+            return f"{match[1]}\n\n{made[match[2]]}\n\n<!-- end -->"
+
+        new = re.sub(r"(<!-- claims: (\w+) -->).*?<!-- end -->", fill, old, flags=re.DOTALL)
+        if new != old:
+            stale.append(path.name)
+            if not args.check:
+                path.write_text(new)
+    print(f"{'out of date' if args.check else 'rewritten'}: {', '.join(stale) or 'nothing'}")
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
