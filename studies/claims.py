@@ -15,15 +15,15 @@ from common import ROOT, table
 
 RESULTS = ROOT / "studies" / "results"
 STUDIES = {  # paper and section, minutes on two cores, what n counts
-    "reweighting": ("A 4.2, figures 5 and 3c", 110, "seeds"),
-    "negative_only": ("B 2 and 4, figures 2 and 4, tables 1 to 4", 75, "seeds"),
-    "direction": ("A 3.1 and 3.3, figures 1b, 3, 12 to 15", 3, "pairs"),
-    "replacement": ("A 3.2, figure 2", 9, "pairs"),
-    "extrapolation": ("A 4.1, figure 4, table 1", 13, "pairs; for early checkpoints seeds"),
-    "bandit": ("B 3, figures 1, 5 and 6", 3, "settings of 200 runs"),
+    "reweighting": ("A 4.2", 110, "seeds"),
+    "direction": ("A 3.1, 3.3", 3, "pairs"),
+    "replacement": ("A 3.2", 6, "pairs"),
+    "extrapolation": ("A 4.1", 13, "pairs or seeds"),
+    "negative_only": ("B 2, 4", 65, "seeds"),
+    "bandit": ("B 3", 3, "settings of 200 runs"),
 }
 # Statement -> the claims that it stands on, as a pattern; what its groups match tells them apart in the table.
-# "(ours)": the paper does not say it. "+": also in the README.
+# "(ours)": no statement of a paper. "+": also in the README.
 STATEMENTS = {
     "reweighting": {
         "+ weighing unlikely tokens more beats DAPO": r"low-prob is more accurate than none",
@@ -39,7 +39,7 @@ STATEMENTS = {
         "... by the overlap of the histograms": r"dlogp tells .* the (.+): tokens, overlap",
         "... and whole responses": r"dlogp tells .* the (.+): responses, AUC",
         "+ entropy and KL hardly tell tokens apart": r"(.+) hardly tells tokens apart",
-        "+ ... nor whole responses": r"(.+) hardly tells responses apart",
+        "... nor whole responses": r"(.+) hardly tells responses apart",
         "+ changes are sparse": r"most tokens of (.+) responses hardly changed",
         "... a fifth of the tokens holds over 0.8 of the change": r"a fifth of the tokens of (.+) responses .*",
         "+ most gradient mass sits on tokens below probability 0.5": r"most gradient mass .* tokens: (.+)",
@@ -49,7 +49,7 @@ STATEMENTS = {
     "replacement": {
         "+ dlogp finds the tokens to replace better than KL": r"dlogp beats kl",
         "+ KL finds them better than entropy": r"kl beats entropy",
-        "+ entropy finds them better than random": r"entropy beats random",
+        "entropy finds them better than random": r"entropy beats random",
         "dlogp needs the fewest": r"dlogp needs fewer replacements than (.+)",
         "+ a third of the tokens is enough": r"a third of the tokens is enough, by (.+)",
     },
@@ -65,14 +65,14 @@ STATEMENTS = {
     "negative_only": {
         "+ -N and GSPO end with more entropy than GRPO": r"(.+) ends with more entropy than (.+)",
         "... also at equal accuracy (ours)": r"(.+) has more entropy than (.+) at equal accuracy",
-        "+ their entropy rises again": r"((?:gspo|grpo-n).*) regains entropy",
-        "+ their accuracy at k = 1 is competitive": r"(.+) is competitive with (.+) at k = 1",
+        "entropy rises again by the end (in the paper, not GRPO's)": r"(.+) regains entropy",
+        "+ their accuracy at k = 1 is competitive with GRPO's": r"(.+) is competitive with (.+) at k = 1",
         "+ at k = 256 GRPO is at or below the base": r"(.+) is at or below the base at k = 256",
         "+ ... the others at or above it": r"(.+) is at or above the base at k = 256",
         "... and above GRPO": r"(.+) has more than (.+) at k = 256",
-        "+ without positive gradients the leap of one grows first": r"leaps of one come first under (.+-n)",
-        "+ early training shrinks pass@256": r"early training with (.+) shrinks what the base can",
-        "+ more training expands it": r"more training with (.+) expands it",
+        "+ the leap of one grows first (the paper: without exploitation)": r"leaps of one come first under (.+)",
+        "early training shrinks pass@256": r"early training with (.+) shrinks what the base can",
+        "+ prolonged training expands pass@256": r"more training with (.+) expands it",
     },
     "bandit": {
         "+ two stages whenever the best arm starts rare": r"two stages whenever .*",
@@ -106,22 +106,23 @@ def effect_of(row):
 
 def tables():
     """{mark: markdown table}: "all", "short", and one for each study."""
-    made, short = {}, ["| paper | statement | verdict in the tiny world |", "|---|---|---|"]
-    head = "| statement | effect, 95% interval | verdict |"
-    lines = ["| paper | " + head[2:], "|---|---|---|---|"]
-    for study, (source, *_) in STUDIES.items():
+    made, short = {}, ["| paper | statement | in the tiny world |", "|---|---|---|"]
+    lines = ["| paper | statement | study, minutes, n | effect, 95% interval | verdict |", "|---|---|---|---|---|"]
+    for study, (paper, minutes, what) in STUDIES.items():
         claims = json.loads((RESULTS / f"{study}.json").read_text())["claims"]
-        used = set()
         for text, pattern in STATEMENTS[study].items():
             rows = rows_for(claims, pattern)
             if not rows:
                 raise SystemExit(f"studies/claims.py: {pattern!r} matches no claim of {study}.json")
-            used |= {row["claim"] for _, row in rows}
+            n = sorted({len(row["values"]) for _, row in rows if "values" in row})
+            how = f"[{study}](#{study.replace('_', '-')}), {minutes} min, {' or '.join(map(str, n))} {what}".replace(
+                "  ", " "
+            )
             effects = "<br>".join(f"{label}: {effect_of(row)}" if label else effect_of(row) for label, row in rows)
             statement, verdict = text.removeprefix("+ "), verdict_of(rows)
-            lines.append(f"| {source} | {statement} | {effects} | {verdict} |")
+            lines.append(f"| {paper} | {statement} | {how} | {effects} | {verdict} |")
             if text.startswith("+ "):
-                short.append(f"| {source.split(',')[0]} | {statement} | {verdict} |")
+                short.append(f"| {paper} | {statement} | {verdict} |")
         if "measure" in claims[0]:
             made[study] = table(claims).strip()
     return made | {"all": "\n".join(lines), "short": "\n".join(short)}

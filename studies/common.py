@@ -75,9 +75,10 @@ def trained_pairs(quick, runs):
         commands[f"grpo-n-{s}"] = train, at / "negative_only" / f"grpo-n-{s}"
     if quick:
         short = "--seed 1 --steps 2 --save-every 1 --prompts-per-step 2 --mini-batch 2 --gen-batch 2 --eval-problems 4"
-        commands = {"dapo-1": (f"dapo.py --max-gen-batches 2 {short}", runs / "dapo-1-trained")}
+        at = runs.parent / "quick_pairs"
+        commands = {"dapo-1": (f"dapo.py --max-gen-batches 2 {short}", at / "dapo-1")}
         train = f"grpo_n.py --algorithm grpo-n --passk-samples 0 {short}"
-        commands["grpo-n-1"] = train, runs / "grpo-n-1-trained"
+        commands["grpo-n-1"] = train, at / "grpo-n-1"
     ends = {folder / "model" / "config.json": (command, folder) for command, folder in commands.values()}
     run_all({path: ([(*how, "model/config.json")], None) for path, how in ends.items()})
     return {name: folder for name, (_, folder) in commands.items()}

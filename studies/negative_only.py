@@ -3,7 +3,7 @@
 Trains `grpo_n.py` with grpo, grpo-n, gspo and gspo-n at one learning rate (1e-4; the paper has one for all, too), and
 with grpo at 3e-4, the rate of its own that studies/grpo_n_lr.py chose: at that one GRPO has saturated by the end. All
 from tiny/base, seeds 21 to 23, otherwise the default command: 140 steps. Steps 70 and 140 of each run are sampled 256
-times on 64 test problems at the paper's temperature 0.6 and top-p 0.95, and so is the base.
+times on 48 test problems at the paper's temperature 0.6 and top-p 0.95, and so is the base.
 
 The rule, written before these seeds were run. Effects are of one seed each, differences are paired by seed; intervals
 are Student's t over the three seeds, 95%, and not corrected for the number of claims.
@@ -138,7 +138,7 @@ def main():
     args = parser.parse_args()
     where, runs = ROOT / "studies" / "results", ROOT / args.runs
     arms, seeds, steps, short = tuple(ARMS), SEEDS, STEPS, f"--eval-every {STEPS} --save-every {STEPS // 2}"
-    sample = "--passk-samples 256 --passk-problems 64"
+    sample = "--passk-samples 256 --passk-problems 48"
     if args.quick:
         where, arms, seeds, steps = runs, ("grpo", "grpo-n"), (1,), 4
         short = "--steps 4 --prompts-per-step 2 --mini-batch 2 --gen-batch 2 --eval-problems 4 --save-every 2"
