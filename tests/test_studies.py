@@ -139,14 +139,21 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [None, None, None, 1.5]}
 
 
-@pytest.mark.parametrize(
-    "name", ["reweighting", "bandit", "negative_only", "direction", "replacement", "extrapolation"]
-)
-def test_the_quick_form_runs_and_goes_on_from_its_records(tmp_path, name):
-    command = [sys.executable, f"studies/{name}.py", "--quick", "--runs", str(tmp_path)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("studies")  # one for all: three studies look at the same pairs of models
+
+
+STUDIES = ("bandit", "reweighting", "negative_only", "direction", "replacement", "extrapolation")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_quick_form_runs_and_goes_on_from_its_records(folder, name):
+    runs = folder / name
+    command = [sys.executable, f"studies/{name}.py", "--quick", "--runs", str(runs)]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
-    assert (tmp_path / f"{name}.png").stat().st_size > 10_000 and (tmp_path / f"{name}.json").exists()
+    assert (runs / f"{name}.png").stat().st_size > 10_000 and (runs / f"{name}.json").exists()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.startswith("0 of ")
-    assert again.stdout.partition("\n\n")[2] == first.stdout.partition("\n\n")[2]
+    assert again.stdout.rpartition("runs to do\n")[2] == first.stdout.rpartition("done\n")[2]
