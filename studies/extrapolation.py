@@ -34,34 +34,98 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval, rows_of, run_all, table, trained_pairs, write_json
+from common import ROOT, decide, interval, interval_two_way, rows_of, run_all, table, trained_pairs, write_json
 
 TAU, TAUS, GAMMAS = -0.3, (-2.0, -1.0, -0.3, -0.1), (0.1, 0.5, 1.0, 2.0)
 STEPS, LAST = (40, 60, 80, 100), 140
+GATES = {"selective, y from RLVR": ("rlvr", TAU), "global": ("rlvr", None)}
 ON_BASE, ON_RLVR = 1.0, 0.1  # the gammas that the shipped pair chose, y from the base and from RLVR
 SAMPLES = 8
 
 
-def summary(folder):
-    """The record of a run: the rows of its test problems (first, tau, gamma, ratio, accuracy, right)."""
+def summary(folder, samples):
+    """The record of a run: the rows of its test problems; `right` becomes the share of a problem's responses."""
     rows = [row for job in rows_of(folder) if job["job"].startswith("test") for row in job["rows"]]
-    keys = ("first", "tau", "gamma", "ratio", "accuracy", f"pass@{SAMPLES}", "right")
-    return [{key: row[key] for key in keys if key in row} for row in rows]
+    keys = ("first", "tau", "gamma", "ratio", "accuracy", f"pass@{samples}")
+    return [{key: row[key] for key in keys} | {"right": [n / samples for n in row["right"]]} for row in rows]
 
 
-def pick(rows, first, tau, gamma, samples):
-    """Accuracy of each problem (N,) of one setting; tau None: everywhere, gamma None: never drawn again."""
-    (row,) = [row for row in rows if (row["first"], row["tau"], row["gamma"]) == (first, tau, gamma)]
-    return np.array(row["right"]) / samples
+def accuracy(record, first="base", tau=None, gamma=0.0):
+    """Accuracy of each problem (N,) under one setting; the default, drawn again everywhere with gamma 0, is RLVR."""
+    (row,) = [row for row in record if (row["first"], row["tau"], row["gamma"]) == (first, tau, gamma)]
+    return np.array(row["right"])
 
 
-def reached_at(accuracy, steps, curve):
+def reached_at(value, steps, curve):
     """The training step at which RL's curve first reaches an accuracy; the last step if it never does."""
     best = np.maximum.accumulate(curve)
-    return float(np.interp(accuracy, best + 1e-9 * np.arange(len(best)), steps))
+    return float(np.interp(value, best + 1e-9 * np.arange(len(best)), steps))
 
 
-def draw(path, grid, finals, worth):
+def judge_finished(records, over_taus):
+    """Claims about the finished pairs, and their gain over RLVR: {kind: {gamma: (mean, half)}}."""
+    rlvr, claims, gains = np.array([accuracy(record) for record in records]), [], {}  # (pairs, N)
+
+    def at(first, tau, gamma, of=records):
+        return np.array([accuracy(record, first, tau, gamma) for record in of])
+
+    def claim(text, values, below=0.02):
+        claims.append(decide(text, "avg@8", values, below=below))
+
+    for first, gamma, name in (("base", ON_BASE, "the base"), ("rlvr", ON_RLVR, "RLVR")):
+        claim(f"selective extrapolation, y from {name}, beats RLVR", at(first, TAU, gamma) - rlvr)
+        claim(f"... because of gamma ({name})", at(first, TAU, gamma) - at(first, TAU, 0.0))
+    for gamma in GAMMAS:
+        claim(f"selective beats global at gamma {gamma:g}", at("rlvr", TAU, gamma) - at("rlvr", None, gamma))
+    few, many = at("rlvr", -1.0, ON_RLVR, over_taus), at("rlvr", -0.1, ON_RLVR, over_taus)
+    further = (few - np.array([accuracy(record) for record in over_taus])) - (many - few)
+    claim("gains flatten as more positions are touched", further, below=0.0)
+    for kind, (first, tau) in (GATES | {"selective, y from the base": ("base", TAU)}).items():
+        strengths = GAMMAS if tau is None else (0.0, *GAMMAS)
+        gains[kind] = {f"{g:g}": interval_two_way(at(first, tau, g) - rlvr) for g in strengths}
+    return claims, gains
+
+
+def judge_early(records, steps, last):
+    """Claims about checkpoints, {(name, step): record}; also the accuracies of the figure, the worths, RL's curves."""
+    names = sorted({name for name, _ in records})
+    when = (0, *steps, last)
+    curves = {}  # of RL alone, the base first
+    for name in names:
+        after = [accuracy(records[name, step]).mean() for step in when[1:]]
+        curves[name] = [accuracy(records[name, last], gamma=None).mean(), *after]
+    claims, grid, worth = [], {kind: {} for kind in GATES}, {kind: {} for kind in GATES}
+
+    def mean_over_steps(gate, gamma, minus):
+        """Difference to another setting at the same checkpoint, (seeds, N)."""
+        rows = [[accuracy(r, *gate, gamma) - accuracy(r, *minus) for r in seed] for seed in checkpoints]
+        return np.mean(rows, axis=1)
+
+    checkpoints = [[records[name, step] for step in steps] for name in names]
+    for kind, gate in GATES.items():
+        strengths = GAMMAS if gate[1] is None else (0.0, *GAMMAS)
+        for step in when[1:]:
+            cells = {"none": [accuracy(records[name, step]) for name in names]}
+            cells |= {f"{g:g}": [accuracy(records[name, step], *gate, g) for name in names] for g in strengths}
+            grid[kind][step] = {name: float(np.mean(values)) for name, values in cells.items()}
+        for gamma in strengths:
+            what = f"{kind.split(',')[0]}, gamma {gamma:g}"
+            text = f"extrapolating early checkpoints beats them: {what}"
+            claims.append(decide(text, "avg@8", mean_over_steps(gate, gamma, ("base", None, 0.0)), below=0.02))
+            if gate[1] is not None and gamma > 0:
+                more = mean_over_steps(gate, gamma, (*gate, 0.0))
+                claims.append(decide(f"... because of gamma: {what}", "avg@8", more, below=0.02))
+            saved = []
+            for name, seed in zip(names, checkpoints, strict=True):
+                ends = [[accuracy(r, *gate, gamma).mean(), accuracy(r).mean()] for r in seed]
+                steps_of = [[reached_at(x, when, curves[name]) for x in pair] for pair in ends]
+                saved.append(float(np.mean([one - own for one, own in steps_of])))
+            worth[kind][f"{gamma:g}"] = saved
+            claims.append(decide(f"... worth of {what}", "training steps", saved, below=5.0))
+    return claims, grid, worth, curves
+
+
+def draw(path, grid, gains, worth):
     """Accuracy over (checkpoint, gamma) for both gates, steps that a gamma is worth, gain of the finished pairs."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     for axis, (kind, cells) in zip(axes[0], grid.items(), strict=True):
@@ -74,19 +138,16 @@ def draw(path, grid, finals, worth):
         axis.set_xticks(range(len(steps)), steps)
         axis.set_yticks(range(len(gammas)), gammas)
         figure.colorbar(image, ax=axis)
-    for i, (kind, rows) in enumerate(worth.items()):
-        mean, half = np.array([interval(values) for values in rows.values()]).T
-        x = np.arange(len(rows)) + 0.08 * i
-        how = {"fmt": "o-", "ms": 4, "capsize": 3, "label": kind}
-        axes[1, 0].errorbar(x, mean, np.where(np.isfinite(half), half, 0), **how)
-        axes[1, 0].set_xticks(range(len(rows)), rows)
+    positions = {f"{gamma:g}": i for i, gamma in enumerate((0.0, *GAMMAS))}
+    averaged = {kind: {g: interval(values) for g, values in rows.items()} for kind, rows in worth.items()}
+    for axis, panel in zip(axes[1], (averaged, gains), strict=True):
+        for i, (kind, rows) in enumerate(panel.items()):
+            mean, half = np.array(list(rows.values())).T
+            x = [positions[gamma] + 0.08 * i for gamma in rows]
+            how = {"fmt": "o-", "ms": 4, "capsize": 3, "label": kind}
+            axis.errorbar(x, mean, np.where(np.isfinite(half), half, 0), **how)
+        axis.set_xticks(range(len(positions)), positions)
     axes[1, 0].set(title="training steps that a gamma is worth (95% over seeds)", xlabel="gamma", ylabel="steps")
-    for i, (kind, rows) in enumerate(finals.items()):
-        mean, half = np.array(list(rows.values())).T
-        x = np.arange(len(rows)) + 0.08 * i
-        how = {"fmt": "o-", "ms": 4, "capsize": 3, "label": kind}
-        axes[1, 1].errorbar(x, mean, np.where(np.isfinite(half), half, 0), **how)
-        axes[1, 1].set_xticks(range(len(rows)), rows)
     axes[1, 1].set(title="finished pairs: avg@8 minus RLVR's (95% over pairs and problems)", xlabel="gamma")
     for axis in axes[1]:
         axis.axhline(0, color="gray", lw=1)
@@ -120,75 +181,22 @@ def main():
             folder = runs / f"{name}-{step}-{setting}"
             command = f"extrapolate.py --rlvr {model} --seed {name.rpartition('-')[2]} {settings[setting]}"
             records[name, step, setting] = path = where / "extrapolation" / f"{folder.name}.json"
-            jobs[path] = [(command, folder, "summary.json")], functools.partial(summary, folder)
+            jobs[path] = [(command, folder, "summary.json")], functools.partial(summary, folder, samples)
     run_all(jobs)
     found = {key: json.loads(path.read_text()) for key, path in records.items()}
-    dapo = [name for name in pairs if kinds[name] == "dapo"]
-    claims = []
-
-    def of(name, first, tau, gamma, step=last, setting="gammas"):
-        return pick(found[name, step, setting], first, tau, gamma, samples)
-
-    def rl(name, step=last, setting="gammas"):
-        return of(name, "base", None, 0.0, step, setting)  # drawn again everywhere, from RLVR
-
-    def claim(text, values, below=0.02):
-        claims.append(decide(text, "avg@8", np.array(values), below=below))
-
-    for first, gamma, name in (("base", ON_BASE, "the base"), ("rlvr", ON_RLVR, "RLVR")):
-        gain = [of(p, first, TAU, gamma) - rl(p) for p in pairs]
-        claim(f"selective extrapolation, y from {name}, beats RLVR", gain)
-        claim(f"... because of gamma ({name})", [of(p, first, TAU, gamma) - of(p, first, TAU, 0.0) for p in pairs])
-    for gamma in GAMMAS:
-        gap = [of(p, "rlvr", TAU, gamma) - of(p, "rlvr", None, gamma) for p in pairs]
-        claim(f"selective beats global at gamma {gamma:g}", gap)
-    middle, most = ([of(p, "rlvr", tau, ON_RLVR, setting="taus") for p in pairs] for tau in (-1.0, -0.1))
-    first_part = np.array(middle) - [rl(p, setting="taus") for p in pairs]
-    claim("gains flatten as more positions are touched", first_part - (np.array(most) - middle), below=0.0)
-
-    finals = {"selective, y from RLVR": {}, "global": {}, "selective, y from the base": {}}
-    gates = {"selective, y from RLVR": ("rlvr", TAU), "global": ("rlvr", None)}
-    worth = {kind: {} for kind in gates}
-    for kind, (first, tau) in (*gates.items(), ("selective, y from the base", ("base", TAU))):
-        for gamma in (0.0, *GAMMAS):
-            nothing = (first, tau, gamma) == ("rlvr", None, 0.0)  # global gamma 0 is RLVR itself
-            rows = [np.zeros(problems) if nothing else of(p, first, tau, gamma) - rl(p) for p in pairs]
-            row = decide("", "", np.array(rows))
-            finals[kind][gamma] = row["effect"], row["half"]
-    curves = {p: [of(p, "base", None, None).mean(), *(rl(p, s).mean() for s in (*steps, last))] for p in dapo}
-
-    def reached(p, accuracy):
-        return reached_at(accuracy, (0, *steps, last), curves[p])
-
-    grid = {kind: {} for kind in gates}
-    for kind, (first, tau) in gates.items():
-        for step in (*steps, last):
-            plain = {"none": np.mean([rl(p, step).mean() for p in dapo])}
-            gammas = GAMMAS if tau is None else (0.0, *GAMMAS)
-            cells = {f"{g:g}": np.mean([of(p, first, tau, g, step).mean() for p in dapo]) for g in gammas}
-            grid[kind][step] = {name: float(value) for name, value in (plain | cells).items()}
-        for gamma in GAMMAS if tau is None else (0.0, *GAMMAS):
-            what = f"{kind.split(',')[0]}, gamma {gamma:g}"
-            early = {p: {s: of(p, first, tau, gamma, s) for s in steps} for p in dapo}
-            gains = [np.mean([early[p][s] - rl(p, s) for s in steps], axis=0) for p in dapo]
-            claim(f"extrapolating early checkpoints beats them: {what}", gains)
-            if tau is not None and gamma > 0:
-                more = [np.mean([early[p][s] - of(p, first, tau, 0.0, s) for s in steps], axis=0) for p in dapo]
-                claim(f"... because of gamma: {what}", more)
-            values = []
-            for p in dapo:
-                pairs_of = [(early[p][s].mean(), rl(p, s).mean()) for s in steps]
-                values.append(float(np.mean([reached(p, one) - reached(p, other) for one, other in pairs_of])))
-            worth[kind][f"{gamma:g}"] = values
-            claims.append(decide(f"... worth of {what}", "training steps", values, below=5.0))
+    finished, over_taus = ([found[name, last, setting] for name in pairs] for setting in settings)
+    claims, gains = judge_finished(finished, over_taus)
+    early = {(name, step): record for (name, step, kind), record in found.items() if kind == "gammas"}
+    early = {(name, step): record for (name, step), record in early.items() if kinds[name] == "dapo"}
+    more, grid, worth, curves = judge_early(early, steps, last)
+    claims += more
     print(table(claims))
-    print("\n| minus RLVR's avg@8 | " + " | ".join(f"gamma {g:g}" for g in (0.0, *GAMMAS)) + " |")
-    print("|---" * (len(GAMMAS) + 2) + "|")
-    for kind, row in finals.items():
-        print(f"| {kind} | " + " | ".join("{:+.3f} ± {:.3f}".format(*cell) for cell in row.values()) + " |")
-    result = {"command": "python studies/extrapolation.py", "claims": claims, "grid": grid, "finals": finals}
+    print("\navg@8 minus RLVR's, the finished pairs:")
+    for kind, row in gains.items():
+        print(f"- {kind}: " + ", ".join("gamma {}: {:+.3f} ± {:.3f}".format(g, *cell) for g, cell in row.items()))
+    result = {"command": "python studies/extrapolation.py", "claims": claims, "grid": grid, "gains": gains}
     write_json(where / "extrapolation.json", result | {"worth": worth, "curves": curves})
-    draw(where / "extrapolation.png", grid, finals, worth)
+    draw(where / "extrapolation.png", grid, gains, worth)
     print(f"\nwritten: {where / 'extrapolation.json'}, {where / 'extrapolation.png'}; a record of each run beside them")
 
 
