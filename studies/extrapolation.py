@@ -148,7 +148,7 @@ def draw(path, grid, gains, worth):
             axis.errorbar(x, mean, np.where(np.isfinite(half), half, 0), **how)
         axis.set_xticks(range(len(positions)), positions)
     axes[1, 0].set(title="training steps that a gamma is worth (95% over seeds)", xlabel="gamma", ylabel="steps")
-    axes[1, 1].set(title="finished pairs: avg@8 minus RLVR's (95% over pairs and problems)", xlabel="gamma")
+    axes[1, 1].set(title="finished pairs: avg@8 minus RLVR's (95%)", xlabel="gamma")
     for axis in axes[1]:
         axis.axhline(0, color="gray", lw=1)
         axis.grid(alpha=0.3)
