@@ -58,7 +58,7 @@ def draw(path, curves, seeds):
                 runs = [curves[kind, seed][measure] for seed in seeds[kind]]
                 x = sorted(runs[0], key=int)
                 mean, half = np.array([interval([run[step] for run in runs]) for step in x]).T
-                label = ("top-p 1.0" if kind == "none" else f"top-p {kind}") if line is axes[1] else kind
+                label = kind if kinds is SCHEMES else f"top-p {1.0 if kind == 'none' else kind}"
                 x = [int(step) for step in x]
                 axis.plot(x, mean, "o-", ms=3, label=f"{label} ({len(runs)} seeds)")
                 if len(runs) > 1:

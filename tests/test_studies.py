@@ -113,7 +113,10 @@ def test_the_tables_of_the_pages_are_what_the_results_say():
 
 
 def test_every_claim_of_a_study_is_in_the_table():
-    for study, statements in claims.STATEMENTS.items():
+    decided = [study for study in claims.STATEMENTS if (ROOT / "studies" / "results" / f"{study}.json").exists()]
+    assert {"bandit", "reweighting"} <= set(decided)
+    for study in decided:
+        statements = claims.STATEMENTS[study]
         rows = json.loads((ROOT / "studies" / "results" / f"{study}.json").read_text())["claims"]
         shown = {row["claim"] for pattern in statements.values() for _, row in claims.rows_for(rows, pattern)}
         missing = {row["claim"] for row in rows} - shown
