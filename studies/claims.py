@@ -15,12 +15,12 @@ from common import ROOT, table
 
 RESULTS = ROOT / "studies" / "results"
 STUDIES = {  # paper and section, minutes on two cores, what n counts
-    "reweighting": ("A 4.2", 110, "seeds"),
+    "reweighting": ("A 4.2", 135, "seeds"),
     "direction": ("A 3.1, 3.3", 3, "pairs"),
     "replacement": ("A 3.2", 6, "pairs"),
     "extrapolation": ("A 4.1", 13, "pairs or seeds"),
-    "negative_only": ("B 2, 4", 65, "seeds"),
-    "bandit": ("B 3", 3, "settings of 200 runs"),
+    "negative_only": ("B 2, 4", 70, "seeds"),
+    "bandit": ("B 3", 3, "200 runs a setting"),
 }
 # Statement -> the claims that it stands on, as a pattern; what its groups match tells them apart in the table.
 # "(ours)": no statement of a paper. "+": also in the README.
@@ -86,9 +86,9 @@ STATEMENTS = {
 def rows_for(claims, pattern):
     """[(label, row)] of the claims that a pattern matches as a whole."""
     found = [(re.fullmatch(pattern, row["claim"]), row) for row in claims]
-    rows = [(", ".join(match.groups()), row) for match, row in found if match]
+    rows = [(" vs ".join(match.groups()), row) for match, row in found if match]
     twice = {label for label, _ in rows if sum(label == other for other, _ in rows) > 1}
-    return [(f"{label}, {row['measure']}" if label in twice else label, row) for label, row in rows]
+    return [(f"{label} ({row['measure']})" if label in twice else label, row) for label, row in rows]
 
 
 def verdict_of(rows):
@@ -102,6 +102,12 @@ def verdict_of(rows):
 def effect_of(row):
     """An effect with its interval; the bandit's are sentences already."""
     return row["effect"] if isinstance(row["effect"], str) else f"{row['effect']:+.3f} ± {row['half']:.3f}"
+
+
+def unit_of(rows):
+    """What the effects of a statement are measured in, where it is one thing."""
+    measures = {row.get("measure") for _, row in rows} - {None}
+    return f" ({measures.pop()})" if len(measures) == 1 else ""
 
 
 def tables():
@@ -122,6 +128,7 @@ def tables():
             n = sorted({len(row["values"]) for _, row in rows if "values" in row})
             how = f"{link}, {minutes} min, " + " ".join([" or ".join(map(str, n)), what]).strip()
             effects = "<br>".join(f"{label}: {effect_of(row)}" if label else effect_of(row) for label, row in rows)
+            effects += unit_of(rows)
             statement, verdict = text.removeprefix("+ "), verdict_of(rows)
             lines.append(f"| {paper} | {statement} | {how} | {effects} | {verdict} |")
             if text.startswith("+ "):

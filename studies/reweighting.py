@@ -12,7 +12,7 @@ The rule, written before these seeds were run:
 Intervals are not corrected for the number of claims. Filtering might hurt only because these models are then tested
 with the full softmax; so the final models are also sampled at the paper's --top-p 0.7, and that decides as well.
 
-    python studies/reweighting.py            # about two hours on two cores; goes on where it was interrupted
+    python studies/reweighting.py            # two and a quarter hours on two cores; goes on where it was interrupted
     python studies/reweighting.py --quick    # three runs of two steps: to see that it works
 """
 
