@@ -61,8 +61,8 @@ def run_all(jobs, workers=2):
             raise
 
 
-def trained_pairs(quick, runs):
-    """{name: folder} of the RLVR models of direction.py, replacement.py and extrapolation.py; trains what is missing.
+def pairs_of(quick, runs):
+    """{name: (command, folder)} of the RLVR models that direction.py, replacement.py and extrapolation.py look at.
 
     DAPO's are those of reweighting.py, GRPO-N's those of negative_only.py: whichever study comes first trains them.
     """
@@ -79,9 +79,14 @@ def trained_pairs(quick, runs):
         commands = {"dapo-1": (f"dapo.py --max-gen-batches 2 {short}", at / "dapo-1")}
         train = f"grpo_n.py --algorithm grpo-n --passk-samples 0 {short}"
         commands["grpo-n-1"] = train, at / "grpo-n-1"
-    ends = {folder / "model" / "config.json": (command, folder) for command, folder in commands.values()}
+    return commands
+
+
+def train(pairs, records):
+    """Train the models of pairs_of() that records, {(name, ...) or name: path}, still need."""
+    wanted = {key if isinstance(key, str) else key[0] for key, path in records.items() if not path.exists()}
+    ends = {folder / "model" / "config.json": (command, folder) for command, folder in map(pairs.get, sorted(wanted))}
     run_all({path: ([(*how, "model/config.json")], None) for path, how in ends.items()})
-    return {name: folder for name, (_, folder) in commands.items()}
 
 
 def rows_of(folder):

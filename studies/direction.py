@@ -30,7 +30,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval, run_all, table, trained_pairs, write_json
+from common import ROOT, decide, interval, pairs_of, run_all, table, train, write_json
 
 METRICS = {"dlogp": "dlogp", "entropy_base": "entropy of the base", "entropy_rlvr": "entropy of RLVR", "kl": "mean KL"}
 
@@ -60,15 +60,18 @@ def draw(path, found):
     """Overlap and AUC by metric, gradient mass by probability, probabilities by dlogp; dots are pairs."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
     algorithms = {name.rpartition("-")[0]: f"C{i}" for i, name in enumerate(["dapo-0", "grpo-n-0"])}
-    panels = {"overlap": "overlap of the two histograms of tokens (1: the same)"}
-    panels |= {"auc": "AUC: tokens of RLVR against the base's (dots), whole responses (crosses)"}
+    panels = {"overlap": "overlap of the histograms of tokens (1: the same)"}
+    panels |= {"auc": "AUC, RLVR against base: tokens (dots), responses (crosses)"}
     for axis, (key, title) in zip(axes[0], panels.items(), strict=True):
         for i, (name, row) in enumerate(found.items()):
             x, color = np.arange(len(METRICS)) + 0.06 * (i - len(found) / 2), algorithms[name.rpartition("-")[0]]
-            axis.plot(x, [row["histograms"][m][key] for m in METRICS], "o", ms=5, color=color, label=name)
+            label = name.rpartition("-")[0]
+            label = None if label in axis.get_legend_handles_labels()[1] else label  # each algorithm once
+            axis.plot(x, [row["histograms"][m][key] for m in METRICS], "o", ms=5, color=color, label=label)
             if key == "auc":
                 axis.plot(x, [row["histograms"][m]["auc_response"] for m in METRICS], "x", ms=6, color=color)
-        axis.set(title=title, ylim=(0, 1.03))
+        axis.set_title(title, fontsize=10)
+        axis.set_ylim(0, 1.03)
         axis.set_xticks(range(len(METRICS)), METRICS.values())
     axes[0, 1].axhline(0.5, color="gray", lw=1)
     axes[0, 0].legend(fontsize=8)
@@ -107,13 +110,15 @@ def main():
     if args.quick:
         where, how = runs, f"{how} --problems 8 --samples 4 --batch-prompts 2"
         batch = "--checkpoint tiny/base --train tiny/train.jsonl"
+    pairs = pairs_of(args.quick, runs)
     jobs, records = {}, {}
-    for name, trained in trained_pairs(args.quick, runs).items():
+    for name, (_, trained) in pairs.items():
         seed, folder, first = name.rpartition("-")[2], runs / name, runs / f"{name}-first-step"
         analyse = f"delta_logp.py --rlvr {trained}/model --seed {seed} {how}"
         commands = [(analyse, folder, "summary.json"), (f"{analyse} {batch}", first, "summary.json")]
         records[name] = where / "direction" / f"{name}.json"
         jobs[records[name]] = commands, functools.partial(summary, folder, first)
+    train(pairs, records)
     run_all(jobs)
     found = {name: json.loads(path.read_text()) for name, path in records.items()}
     claims = []

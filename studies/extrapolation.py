@@ -34,7 +34,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval, interval_two_way, rows_of, run_all, table, trained_pairs, write_json
+from common import ROOT, decide, interval, interval_two_way, pairs_of, rows_of, run_all, table, train, write_json
 
 TAU, TAUS, GAMMAS = -0.3, (-2.0, -1.0, -0.3, -0.1), (0.1, 0.5, 1.0, 2.0)
 STEPS, LAST = (40, 60, 80, 100), 140
@@ -170,10 +170,10 @@ def main():
     how = f"--problems {problems} --samples {samples} --train-problems 1 --bootstrap 100"
     settings = {"gammas": f"{how} --taus={TAU:g} --gammas {','.join(f'{g:g}' for g in GAMMAS)}"}
     settings["taus"] = f"{how} --taus={','.join(f'{t:g}' for t in TAUS)} --gammas {ON_RLVR:g}"
-    pairs = trained_pairs(args.quick, runs)
+    pairs = pairs_of(args.quick, runs)
     kinds = {name: name.rpartition("-")[0] for name in pairs}
     jobs, records = {}, {}
-    for name, trained in pairs.items():
+    for name, (_, trained) in pairs.items():
         models = {(last, setting): trained / "model" for setting in settings}
         if kinds[name] == "dapo":
             models |= {(step, "gammas"): trained / f"model_{step:06d}" for step in steps}
@@ -182,6 +182,7 @@ def main():
             command = f"extrapolate.py --rlvr {model} --seed {name.rpartition('-')[2]} {settings[setting]}"
             records[name, step, setting] = path = where / "extrapolation" / f"{folder.name}.json"
             jobs[path] = [(command, folder, "summary.json")], functools.partial(summary, folder, samples)
+    train(pairs, records)
     run_all(jobs)
     found = {key: json.loads(path.read_text()) for key, path in records.items()}
     finished, over_taus = ([found[name, last, setting] for name in pairs] for setting in settings)

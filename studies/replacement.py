@@ -27,7 +27,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval_two_way, rows_of, run_all, table, trained_pairs, write_json
+from common import ROOT, decide, interval_two_way, pairs_of, rows_of, run_all, table, train, write_json
 
 CRITERIA = ("dlogp", "kl", "entropy", "random")
 MATCHED = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -103,12 +103,14 @@ def main():
     how += " --calibration-problems 32 --calibration-passes 1"  # accuracies are read off at the measured ratios
     if args.quick:
         where, how = runs, f"{how} --problems 4 --samples 2 --calibration-problems 4"
+    pairs = pairs_of(args.quick, runs)
     jobs, records = {}, {}
-    for name, trained in trained_pairs(args.quick, runs).items():
+    for name, (_, trained) in pairs.items():
         seed, folder = name.rpartition("-")[2], runs / name
         decode = (f"replace.py --rlvr {trained}/model --seed {seed} {how}", folder, "summary.json")
         records[name] = where / "replacement" / f"{name}.json"
         jobs[records[name]] = [decode], functools.partial(summary, folder)
+    train(pairs, records)
     run_all(jobs)
     found = {name: json.loads(path.read_text()) for name, path in records.items()}
     area = {c: np.array([mean_over_log_ratio(row[c]) for row in found.values()]) for c in CRITERIA}  # (pairs, N)
