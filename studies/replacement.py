@@ -76,6 +76,8 @@ def draw(path, found, claims):
             axis.axhline(level, ls=style, color="black", lw=1, label=label)
         title = f"{kind}: {len(pairs)} pairs"
         axis.set(title=title, xscale="log", xlabel="share of replaced tokens, measured", ylabel="avg@8", ylim=(0, 1))
+        axis.set_xticks((0.02, 0.05, 0.1, 0.2, 0.4), (0.02, 0.05, 0.1, 0.2, 0.4))
+        axis.minorticks_off()
     axes[0].legend(fontsize=8)
     for i, (one, other) in enumerate(itertools.pairwise(CRITERIA)):
         rows = [claims["matched"][f"{one} - {other}"][str(ratio)] for ratio in MATCHED]
