@@ -18,7 +18,7 @@ STUDIES = {  # paper and section, minutes on two cores, what n counts
     "reweighting": ("A 4.2", 135, "seeds"),
     "direction": ("A 3.1, 3.3", 3, "pairs"),
     "replacement": ("A 3.2", 6, "pairs"),
-    "extrapolation": ("A 4.1", 13, "pairs or seeds"),
+    "extrapolation": ("A 4.1", 14, "pairs or seeds"),
     "negative_only": ("B 2, 4", 70, "seeds"),
     "bandit": ("B 3", 3, "200 runs a setting"),
 }

@@ -21,7 +21,7 @@ of claims. y is drawn by RLVR where not said otherwise.
                       mean over steps 40 to 100; at 140 it is cut, so that 40 to 100 are the most it can be. Student's
                       t over the three seeds; holds above 0, does not hold below 5
 
-    python studies/extrapolation.py            # 13 minutes on two cores, after reweighting.py and negative_only.py
+    python studies/extrapolation.py            # 14 minutes on two cores, after reweighting.py and negative_only.py
     python studies/extrapolation.py --quick    # pairs trained for two steps: to see that it works
 """
 
