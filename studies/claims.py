@@ -13,6 +13,7 @@ import sys
 
 from common import ROOT, table
 
+VERDICTS = ("holds", "undecided", "does not hold")
 RESULTS = ROOT / "studies" / "results"
 STUDIES = {  # paper and section, minutes on two cores, what n counts
     "reweighting": ("A 4.2", 135, "seeds"),
@@ -86,17 +87,16 @@ STATEMENTS = {
 def rows_for(claims, pattern):
     """[(label, row)] of the claims that a pattern matches as a whole."""
     found = [(re.fullmatch(pattern, row["claim"]), row) for row in claims]
-    rows = [(" vs ".join(match.groups()), row) for match, row in found if match]
+    rows = [(" vs ".join(match.groups()).replace(", ", " "), row) for match, row in found if match]
     twice = {label for label, _ in rows if sum(label == other for other, _ in rows) > 1}
     return [(f"{label} ({row['measure']})" if label in twice else label, row) for label, row in rows]
 
 
 def verdict_of(rows):
     """One word where all agree, else the labels under each verdict."""
-    by = {}
-    for label, row in rows:
-        by.setdefault(row["verdict"], []).append(label)
-    return next(iter(by)) if len(by) == 1 else "; ".join(f"{name}: {', '.join(labels)}" for name, labels in by.items())
+    by = {verdict: [label for label, row in rows if row["verdict"] == verdict] for verdict in VERDICTS}
+    found = {verdict: labels for verdict, labels in by.items() if labels}
+    return next(iter(found)) if len(found) == 1 else "; ".join(f"{v}: {', '.join(x)}" for v, x in found.items())
 
 
 def effect_of(row):
