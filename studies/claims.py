@@ -48,7 +48,7 @@ STATEMENTS = {
         "... and rose": r"\.\.\. and rose \((.+)\)",
     },
     "replacement": {
-        "+ dlogp finds the tokens to replace better than KL": r"dlogp beats kl",
+        "+ dlogp finds the tokens to replace better than KL and entropy": r"dlogp beats (.+)",
         "+ KL finds them better than entropy": r"kl beats entropy",
         "entropy finds them better than random": r"entropy beats random",
         "dlogp needs the fewest": r"dlogp needs fewer replacements than (.+)",
