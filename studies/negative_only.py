@@ -77,9 +77,9 @@ def scores(run, base, steps):
     entropy, reached = smooth(run["entropy"]), smooth(run["accuracy"]) >= 0.55
     middle, end = (run["pass@k"][str(step)][K] for step in (steps // 2, steps))
     return {
-        "log entropy": math.log(np.mean(run["entropy"][-WINDOW:])),
+        "log entropy": math.log(entropy[-1]),
         "log entropy at accuracy 0.55": math.log(entropy[np.argmax(reached)]) if reached.any() else math.nan,
-        "log of entropy over its lowest": math.log(np.mean(run["entropy"][-WINDOW:]) / entropy.min()),
+        "log of entropy over its lowest": math.log(entropy[-1] / entropy.min()),
         "avg@4": run["test"]["test/avg@4"],
         "steps that they lead by": first_above(run["leaps_two"], 1) - first_above(run["leaps_one"], 1),
         K: end,
@@ -104,6 +104,8 @@ def draw(path, runs, seeds):
             axis.plot(x, lines.mean(0), color=colors[arm], label=arm if "3e-4" in arm else f"{arm}, 1e-4")
         axis.set(title=title, xlabel="training step")
         axis.set(yscale="log") if name == "entropy" else axis.set_ylim(0, None)
+    axes[0, 1].set_yticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.4], ["0.01", "0.02", "0.05", "0.1", "0.2", "0.4"])
+    axes[0, 1].minorticks_off()
     axes[0, 0].legend(fontsize=8)
     base = [runs["base", seed] for seed in seeds]
     ks = [int(name.removeprefix("pass@")) for name in base[0]]
@@ -123,7 +125,7 @@ def draw(path, runs, seeds):
         x = np.array([0, *map(int, steps)]) + (i - 2) * 1.5  # side by side
         axes[1, 2].plot(x, [np.mean(v) for v in values], color=colors[arm])
         axes[1, 2].plot(x, values, "o", ms=3, color=colors[arm])
-    axes[1, 2].set(title=f"{K} over training (dots: seeds)", xlabel="training step")
+    axes[1, 2].set(title=f"{K} over training (dots: seeds)", xlabel="training step", xticks=[0, *map(int, steps)])
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     figure.suptitle("grpo_n.py from tiny/base: four algorithms at lr 1e-4, and GRPO at 3e-4")
