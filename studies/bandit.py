@@ -23,14 +23,13 @@ Intervals over settings are Student's t.
 
 import argparse
 import functools
-import json
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, interval, judge, run_all, write_json
+from common import ROOT, interval, judge, read_json, run_all, write_json
 
 FAIR, STARTS, RARE = (0.2, 0.5, 0.8), (0.01, 0.02, 0.05, 0.1, 0.2, 1 / 3), 0.05
 VARIANTS = {"G = 2": "", "negative only": "--signs negative", "positive only": "--signs positive"}
@@ -82,10 +81,10 @@ def main():
             command = f"toy_bandit.py --rewards {fair},1,0 --policy {policy} {flags} --runs {n_runs} --steps {updates}"
             folder = runs / f"{variant.replace(' ', '').replace('=', '')}-{fair}-{start:.3f}"
             places[variant, fair, start] = record = runs / "records" / f"{folder.name}.json"
-            read = functools.partial(lambda path: json.loads(path.read_text())["outcome"], folder / "bandit.json")
+            read = functools.partial(lambda path: read_json(path)["outcome"], folder / "bandit.json")
             jobs[record] = [(f"{command} --seed {1000 + 20 * v + i}", folder, "bandit.json")], read
     run_all(jobs)
-    found = {key: json.loads(path.read_text()) for key, path in places.items()}
+    found = {key: read_json(path) for key, path in places.items()}
 
     claims, rare = [], [(fair, start) for fair in FAIR for start in STARTS if start <= RARE]
 

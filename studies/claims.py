@@ -7,11 +7,10 @@ A statement of a paper stands on one claim of a study or on several; each has an
 """
 
 import argparse
-import json
 import re
 import sys
 
-from common import ROOT, table
+from common import ROOT, read_json, table
 
 VERDICTS = ("holds", "undecided", "does not hold")
 RESULTS = ROOT / "studies" / "results"
@@ -124,7 +123,7 @@ def tables():
             lines.append(f"| {paper} | {len(STATEMENTS[study])} statements | {link} | | not decided yet |")
             made[study] = "Not decided yet: its runs are not complete."
             continue
-        claims = json.loads(path.read_text())["claims"]
+        claims = read_json(path)["claims"]
         for text, pattern in STATEMENTS[study].items():
             rows = rows_for(claims, pattern)
             if not rows:

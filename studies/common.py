@@ -143,10 +143,21 @@ def table(claims):
     return "\n".join(lines)
 
 
+def read_json(path):
+    """What a JSON file holds; a damaged one ends the study with its name and what to do."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise SystemExit(f"{path}: not valid JSON ({error}); delete it, and the study makes it again") from None
+
+
 def write_json(path, result):
     """JSON, under a temporary name, then renamed; a list of numbers is one line; what is not finite becomes null."""
     text = re.sub(r"-?Infinity|NaN", "null", json.dumps(result, indent=1))
     text = re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(text + "\n")
-    os.replace(path.with_suffix(".tmp"), path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".tmp").write_text(text + "\n")
+        os.replace(path.with_suffix(".tmp"), path)
+    except OSError as error:
+        raise SystemExit(f"{path}: {error.strerror}; mend that, and the same command goes on from the runs") from None

@@ -23,21 +23,20 @@ for the number of claims.
 
 import argparse
 import functools
-import json
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval, pairs_of, run_all, table, train, write_json
+from common import ROOT, decide, interval, pairs_of, read_json, run_all, table, train, write_json
 
 METRICS = {"dlogp": "dlogp", "entropy_base": "entropy of the base", "entropy_rlvr": "entropy of RLVR", "kl": "mean KL"}
 
 
 def summary(folder, first):
     """The record of a pair: what delta_logp.py found, and its gradient bins at the first step of training."""
-    found, begin = (json.loads((path / "summary.json").read_text()) for path in (folder, first))
+    found, begin = (read_json(path / "summary.json") for path in (folder, first))
     keys = ("dlogp", "histograms", "sparsity", "kinds", "dlogp_bins", "gradient_bins")
     return {key: found[key] for key in keys if key in found} | {"gradient_bins_first": begin["gradient_bins"]}
 
@@ -120,7 +119,7 @@ def main():
         jobs[records[name]] = commands, functools.partial(summary, folder, first)
     train(pairs, records)
     run_all(jobs)
-    found = {name: json.loads(path.read_text()) for name, path in records.items()}
+    found = {name: read_json(path) for name, path in records.items()}
     claims = []
 
     def claim(text, measure, value, **rule):

@@ -27,14 +27,25 @@ of claims. y is drawn by RLVR where not said otherwise.
 
 import argparse
 import functools
-import json
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval, interval_two_way, pairs_of, rows_of, run_all, table, train, write_json
+from common import (
+    ROOT,
+    decide,
+    interval,
+    interval_two_way,
+    pairs_of,
+    read_json,
+    rows_of,
+    run_all,
+    table,
+    train,
+    write_json,
+)
 
 TAU, TAUS, GAMMAS = -0.3, (-2.0, -1.0, -0.3, -0.1), (0.1, 0.5, 1.0, 2.0)
 STEPS, LAST = (40, 60, 80, 100), 140
@@ -184,7 +195,7 @@ def main():
             jobs[path] = [(command, folder, "summary.json")], functools.partial(summary, folder, samples)
     train(pairs, records)
     run_all(jobs)
-    found = {key: json.loads(path.read_text()) for key, path in records.items()}
+    found = {key: read_json(path) for key, path in records.items()}
     finished, over_taus = ([found[name, last, setting] for name in pairs] for setting in settings)
     claims, gains = judge_finished(finished, over_taus)
     early = {(name, step): record for (name, step, kind), record in found.items() if kind == "gammas"}

@@ -27,7 +27,6 @@ are Student's t over the three seeds, 95%, and not corrected for the number of c
 
 import argparse
 import functools
-import json
 import math
 
 import matplotlib
@@ -35,7 +34,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval, rows_of, run_all, table, write_json
+from common import ROOT, decide, interval, read_json, rows_of, run_all, table, write_json
 
 ARMS = {a: f"--algorithm {a} --lr 1e-4" for a in ("grpo", "grpo-n", "gspo", "gspo-n")}
 ARMS["grpo 3e-4"] = "--algorithm grpo --lr 3e-4"
@@ -48,7 +47,7 @@ K = "pass@256"
 
 def pass_at(folder):
     """{"pass@1": mean over problems, ...} of a folder that grpo_n.py --steps 0 filled."""
-    (model,) = json.loads((folder / "passk.json").read_text())["models"].values()
+    (model,) = read_json(folder / "passk.json")["models"].values()
     return {key: float(np.mean(values)) for key, values in model.items() if key.startswith("pass@")}
 
 
@@ -160,7 +159,7 @@ def main():
                 commands.append((f"{test} --seed {seed} --model {folder}/model_{step:06d}", out, "passk.json"))
             jobs[path] = commands, functools.partial(summary, folder, sampled)
     run_all(jobs)
-    found = {key: json.loads(path.read_text()) for key, path in records.items()}
+    found = {key: read_json(path) for key, path in records.items()}
     score = {(arm, s): scores(found[arm, s], found["base", s], steps) for arm in arms for s in seeds}
     claims, log5 = [], math.log(1.05)
 

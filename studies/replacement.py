@@ -20,14 +20,13 @@ squares; where only pairs count, Student's t. They are not corrected for the num
 import argparse
 import functools
 import itertools
-import json
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval_two_way, pairs_of, rows_of, run_all, table, train, write_json
+from common import ROOT, decide, interval_two_way, pairs_of, read_json, rows_of, run_all, table, train, write_json
 
 CRITERIA = ("dlogp", "kl", "entropy", "random")
 MATCHED = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -114,7 +113,7 @@ def main():
         jobs[records[name]] = [decode], functools.partial(summary, folder)
     train(pairs, records)
     run_all(jobs)
-    found = {name: json.loads(path.read_text()) for name, path in records.items()}
+    found = {name: read_json(path) for name, path in records.items()}
     area = {c: np.array([mean_over_log_ratio(row[c]) for row in found.values()]) for c in CRITERIA}  # (pairs, N)
     rlvr = np.array([row["all"][0]["right"] for row in found.values()], dtype=float)
     claims = []

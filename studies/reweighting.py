@@ -18,14 +18,13 @@ with the full softmax; so the final models are also sampled at the paper's --top
 
 import argparse
 import functools
-import json
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval, rows_of, run_all, table, write_json
+from common import ROOT, decide, interval, read_json, rows_of, run_all, table, write_json
 
 SCHEMES = ("none", "low-prob", "dominate", "ppl")
 NUCLEI = (0.95, 0.9, 0.7)
@@ -39,7 +38,7 @@ def summary(folder, nucleus):
     names = {"accuracy": "test/avg@8", "entropy": "test/entropy", "length": "test/length"}
     rows = [row for row in rows_of(folder) if "test/avg@8" in row]
     found = {name: {row["step"]: row[key] for row in rows} for name, key in names.items()}
-    (model,) = json.loads((nucleus / "passk.json").read_text())["models"].values()
+    (model,) = read_json(nucleus / "passk.json")["models"].values()
     return found | {"accuracy at top-p 0.7": float(np.mean(model["pass@1"]))}
 
 
@@ -100,7 +99,7 @@ def main():
         commands = [(train, folder, "model/config.json"), (f"{test} --model {folder / 'model'}", nucleus, "passk.json")]
         jobs[path] = commands, functools.partial(summary, folder, nucleus)
     run_all(jobs)
-    curves = {pair: json.loads(path.read_text()) for pair, path in records.items()}
+    curves = {pair: read_json(path) for pair, path in records.items()}
     score = {pair: {m: np.mean([c[m][str(t)] for t in last]) for m in MEASURES} for pair, c in curves.items()}
     for pair, c in curves.items():
         score[pair]["accuracy at top-p 0.7"] = c["accuracy at top-p 0.7"]

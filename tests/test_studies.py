@@ -142,6 +142,19 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [None, None, None, 1.5]}
 
 
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe"])
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "grpo-21.json").write_bytes(content)
+    with pytest.raises(SystemExit, match=r"grpo-21\.json: not valid JSON .*; delete it"):
+        common.read_json(tmp_path / "grpo-21.json")
+
+
+def test_a_record_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "results").write_text("a file where the folder should be")
+    with pytest.raises(SystemExit, match=r"a\.json: .*; mend that"):
+        common.write_json(tmp_path / "results" / "a.json", {})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("studies")  # one for all: three studies look at the same pairs of models
