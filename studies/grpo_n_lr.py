@@ -5,7 +5,7 @@ entropy and leaps at the end, measured on the last 200 training problems (the te
 best avg@4 is the one to take. Runs that are there already are not run again. One seed: this decides no claim.
 
     python studies/grpo_n_lr.py            # about 14 minutes on two cores; writes studies/results/grpo_n_lr.json
-    python studies/grpo_n_lr.py --quick    # one rate each, two steps, to see that it works
+    python studies/grpo_n_lr.py --quick    # two rates of GSPO-N, two steps, to see that it works
 """
 
 import argparse
@@ -39,14 +39,15 @@ def train(algorithm, lr, out, steps, validation):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one rate, two steps, 20 problems, nothing recorded")
+    parser.add_argument("--quick", action="store_true", help="two runs of two steps, 20 problems, nothing recorded")
     parser.add_argument("--out", default="runs/studies/grpo_n_lr", help="folder of the runs")
     args = parser.parse_args()
     base, steps = ROOT / args.out, 2 if args.quick else 60
     base.mkdir(parents=True, exist_ok=True)
     lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[-20 if args.quick else -200 :]
     (base / "validation.jsonl").write_text("\n".join(lines) + "\n")
-    jobs = [(algorithm, lr) for algorithm, rates in RATES.items() for lr in rates[: 1 if args.quick else None]]
+    jobs = [(algorithm, lr) for algorithm, rates in RATES.items() for lr in rates]
+    jobs = jobs[-2:] if args.quick else jobs
     with ThreadPoolExecutor(2) as pool:
         futures = [
             pool.submit(train, a, lr, base / f"{a}-{lr:g}-{steps}", steps, base / "validation.jsonl") for a, lr in jobs
