@@ -144,9 +144,11 @@ def table(claims):
 
 
 def read_json(path):
-    """What a JSON file holds; a damaged one ends the study with its name and what to do."""
+    """What a JSON file holds; one that is missing or damaged ends the study with its name and what to do."""
     try:
         return json.loads(path.read_text())
+    except OSError as error:
+        raise SystemExit(f"{path}: {error.strerror}; run the study that makes it") from None
     except ValueError as error:
         raise SystemExit(f"{path}: not valid JSON ({error}); delete it, and the study makes it again") from None
 
