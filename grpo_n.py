@@ -1,8 +1,8 @@
 """GRPO and GSPO, and learning from mistakes alone: only relative-negative responses give a gradient (GRPO-N, GSPO-N).
 
-What it shows: an algorithm that only ever lowers what failed does not tell the policy what to repeat. Mass flows to
-everything else, in proportion to what is already likely, and entropy need not collapse. `--algorithm grpo-n` and
-`gspo-n` differ from their parents by one line. The file reads as dapo.py, with what is new marked `# new to GRPO-N`.
+What it shows: an algorithm that only ever lowers what failed does not tell the policy what to repeat. The logit of a
+failed token falls, all others rise in proportion to their probability, and entropy need not collapse. `--algorithm
+grpo-n` and `gspo-n` differ from their parents by one line. The file reads as dapo.py: diff the two.
 
   Paper B: "The Debate on RLVR Reasoning Capability Boundary" (arXiv 2510.04028), sections 2 and 4, appendices B.5, C
   GRPO:    "DeepSeekMath" (arXiv 2402.03300)        GSPO: "Group Sequence Policy Optimization" (arXiv 2507.18071)
@@ -16,11 +16,12 @@ The equations, tagged (1) to (9) in the code:
   (6) w_i = exp(1/|y_i| sum_t log(pi(y_it) / pi_old(y_it))), and (5) with w_i for every w_it          GSPO
   (7) - beta KL(pi || pi_ref), estimated by pi_ref/pi - log(pi_ref/pi) - 1 for each token ("k3")      GRPO
   (8) + c H: entropy bonus, the mean over tokens of the full-vocabulary entropy                       paper B, section 4
-  (9) pass@k = E_x[1 - C(n - c, k) / C(n, k)]                                                         paper B, section 4
+  (9) pass@k = E_x[1 - C(n - c, k) / C(n, k)], c of n responses right                                 paper B, section 4
 
 Differs from the paper: the defaults are sized for the tiny model (docs/grpo_n.md has the paper's, and the sweep that
-chose the learning rates); bf16 autocast over fp32 parameters; the old log-probs come from the same code on the same
-micro-batches as the update, so that the first ratio is exactly 1; k3 is averaged per sequence like (5).
+chose the learning rates); fp32 parameters under bf16 autocast; the old log-probs come from the code and micro-batches
+of the update, so that the first ratio is exactly 1; k3 is averaged per sequence like (5). GSPO's own paper clips w_i
+at --eps-low 3e-4 --eps-high 4e-4, paper B at 0.2.
 
     python grpo_n.py                                     # GRPO on the tiny Qwen3, two CPU cores
     python grpo_n.py --algorithm grpo-n --out runs/grpo_n/grpo-n
@@ -30,141 +31,100 @@ micro-batches as the update, so that the first ratio is exactly 1; k3 is average
 """
 
 import argparse
-import dataclasses
-import importlib.util
 import json
 import math
-import os
-import platform
 import re
-import shutil
-import signal
-import subprocess
 import sys
-import time
-import traceback
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal, get_args
 
-import matplotlib
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
+from matplotlib.figure import Figure
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+LR = {"grpo": 3e-4, "grpo-n": 1e-4, "gspo": 1e-4, "gspo-n": 1e-4}  # for the tiny model: studies/grpo_n_lr.py
 
 
-class InputError(ValueError):
-    """Something that the user can mend: one sentence that names the file or flag, and the mend."""
-
-
-# ----------------------------------------------------------------------------------------------------------- arguments
-def arg(default, text, low=-math.inf, high=math.inf, choices=None):
-    return dataclasses.field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
-
-
-LR = {"grpo": 3e-4, "grpo-n": 1e-4, "gspo": 1e-4, "gspo-n": 1e-4}  # studies/grpo_n_lr.py; for the tiny model
-
-
-@dataclass(frozen=True)
+@dataclass
 class Args:
-    algorithm: str = arg("grpo", "objective", choices=("grpo", "grpo-n", "gspo", "gspo-n"))
-    model: str = arg("tiny/base", "base model: a folder, or a name on the hub; also the frozen reference of the KL")
-    train: str = arg("tiny/train.jsonl", 'training problems, one {"prompt": ..., "answer": ...} a line')
-    test: str = arg("tiny/test.jsonl", "test problems, same format")
-    out: str = arg("runs/grpo_n/default", "folder of this run")
-    resume: bool = arg(False, "go on from the last checkpoint in --out")
-    overwrite: bool = arg(False, "delete the run that --out holds")
-    seed: int = arg(1, "of sampling and data order", 0)
-    device: str = arg("auto", "auto (cuda if there is one), cpu, cuda, cuda:1, ...")
-    dtype: str = arg("auto", "autocast; auto is bf16 on CUDA, else fp32", choices=("auto", "fp32", "bf16"))
-    cuda_graph: bool = arg(True, "on CUDA, decode by replaying a CUDA graph; no effect on a CPU")
-    verifier: str = arg("exact", "of final answers; math-verify needs its package", choices=("exact", "math-verify"))
+    algorithm: Literal["grpo", "grpo-n", "gspo", "gspo-n"] = "grpo"  # -n: only negative advantages, equation (3)
+    model: str = "tiny/base"  # base model: a folder, or a name on the hub; also the frozen reference of the KL
+    train: str = "tiny/train.jsonl"  # training problems, one {"prompt": ..., "answer": ...} a line
+    test: str = "tiny/test.jsonl"  # test problems, same format
+    out: str = "runs/grpo_n/default"  # folder of this run
+    resume: bool = False  # go on from the checkpoint in --out
+    seed: int = 1  # of sampling and data order
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"  # in bf16 on cuda
+    verifier: Literal["exact", "math-verify"] = "exact"  # of final answers; math-verify needs its package
     # the objective
-    eps: float = arg(0.2, "clip range of the token ratio (GRPO)", 0, 1)
-    gspo_eps_low: float = arg(3e-4, "lower clip range of the sequence ratio; the GSPO paper's", 0, 1)
-    gspo_eps_high: float = arg(4e-4, "upper clip range of the sequence ratio; the GSPO paper's", 0)
-    kl_coef: float = arg(1e-3, "beta of the k3-KL to the base; 0 loads no reference", 0)
-    entropy_coef: float = arg(
-        0.0, "entropy bonus c (the paper: 1e-4); above 0 an update costs a second forward pass", 0
-    )
+    eps_low: float = 0.2  # lower clip range of the token ratio, or with GSPO of the sequence ratio
+    eps_high: float = 0.2  # upper clip range
+    kl_coef: float = 1e-3  # beta of the k3-KL to the base; 0 loads no reference
+    entropy_coef: float = 1e-4  # entropy bonus c
     # rollouts
-    steps: int = arg(140, "rollout steps in all; 0 only evaluates --model", 0)
-    prompts_per_step: int = arg(32, "prompts in a step", 1)
-    group_size: int = arg(8, "responses to a prompt, G", 1)
-    gen_batch: int = arg(32, "prompts decoded side by side", 1)
-    max_response: int = arg(128, "response limit, in tokens", 1)
-    temperature: float = arg(1.0, "of sampling and of every log-prob in training", 1e-3)
+    steps: int = 140  # rollout steps in all; 0 only evaluates --model
+    prompts_per_step: int = 32  # prompts in a step, whether all, some or none of their responses are right
+    group_size: int = 8  # responses to a prompt, G
+    gen_batch: int = 32  # prompts decoded side by side
+    max_response: int = 128  # response limit, in tokens
+    temperature: float = 1.0  # of sampling and of every log-prob
     # optimisation
-    lr: float = arg(0.0, f"learning rate of AdamW; 0: the algorithm's own, {LR}", 0)
-    warmup_steps: int = arg(10, "rollout steps of linear warm-up", 0)
-    weight_decay: float = arg(0.1, "decoupled weight decay", 0)
-    max_grad_norm: float = arg(1.0, "gradient clipping", 0)
-    mini_batch: int = arg(16, "prompts in an optimiser step", 1)
-    micro_batch: int = arg(32, "responses in one forward and backward pass: memory and speed, not the gradient", 1)
-    gradient_checkpointing: bool = arg(False, "recompute activations in the backward pass")
+    lr: float = 0.0  # learning rate of AdamW; 0: the algorithm's own, LR
+    warmup_steps: int = 10  # rollout steps of linear warm-up
+    weight_decay: float = 0.1  # decoupled weight decay
+    max_grad_norm: float = 1.0  # gradient clipping
+    mini_batch: int = 16  # prompts in an optimiser step
+    micro_batch: int = 32  # responses in one forward and backward pass: memory and speed, not the gradient
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
     # evaluation and files
-    eval_every: int = arg(20, "steps between evaluations; also before the first and after the last", 1)
-    eval_problems: int = arg(0, "evaluate on the first N test problems; 0: all", 0)
-    eval_samples: int = arg(4, "responses to a test problem at each evaluation, next to the greedy one", 1)
-    passk_samples: int = arg(64, "responses to a problem for pass@k of base and trained model at the end; 0: none", 0)
-    passk_problems: int = arg(100, "the first N test problems for pass@k; 0: all", 0)
-    passk_temperature: float = arg(1.0, "sampling temperature of pass@k (the paper: 0.6)", 1e-3)
-    passk_top_p: float = arg(1.0, "nucleus of pass@k (the paper: 0.95)", 1e-6, 1)
-    checkpoint_every: int = arg(20, "steps between checkpoints; the last two are kept", 1)
-    save_every: int = arg(0, "keep a numbered model every N steps; 0: only the last", 0)
+    eval_every: int = 20  # steps between evaluations, each with a checkpoint; also before the first step
+    eval_problems: int = 0  # evaluate on the first N test problems; 0: all
+    eval_samples: int = 4  # responses to a test problem at each evaluation, next to the greedy one
+    passk_samples: int = 64  # responses to a problem for pass@k of base and trained model at the end; 0: none
+    passk_problems: int = 100  # pass@k on the first N test problems; 0: all
+    passk_temperature: float = 1.0  # of pass@k (the paper: 0.6)
+    passk_top_p: float = 1.0  # nucleus of pass@k (the paper: 0.95)
+    save_every: int = 0  # keep a numbered model every N steps; 0: only the last
 
     def __post_init__(self):
-        if self.lr == 0:
-            object.__setattr__(self, "lr", LR[self.algorithm])
-        for f in dataclasses.fields(self):
-            value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
-            if not isinstance(value, str) and not low <= value <= high:
-                raise InputError(f"--{f.name.replace('_', '-')} {value}: it must lie in [{low}, {high}]")
-        if self.group_size < 2:
-            raise InputError("--group-size 1: a group of one has no relative advantage; take at least 2")
+        self.lr = self.lr or LR[self.algorithm]
+        above_0 = "temperature passk_temperature passk_top_p max_response gen_batch mini_batch micro_batch eval_samples"
+        if not (self.group_size > 1 and all(getattr(self, name) > 0 for name in above_0.split())):
+            sys.exit(f"error: group_size must be above 1; {above_0.replace(' ', ', ')} above 0")
         if self.prompts_per_step % self.mini_batch:
-            raise InputError("--prompts-per-step must be a multiple of --mini-batch")
-        if self.resume and self.overwrite:
-            raise InputError("--resume and --overwrite exclude each other")
+            sys.exit("error: --prompts-per-step must be a multiple of --mini-batch")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            sys.exit("error: --device cuda: PyTorch finds no CUDA device here")
 
 
-def parse_args(cls, doc, argv=None):
-    """The fields of dataclass `cls` as command-line flags; returns an instance. Unknown flags are errors."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for f in dataclasses.fields(cls):
-        how = {"help": f"{f.metadata['help']} (default: {f.default})", "default": f.default}
-        if isinstance(f.default, bool):
-            how["action"] = argparse.BooleanOptionalAction
-        else:
-            how |= {"type": type(f.default), "choices": f.metadata["choices"]}
-        parser.add_argument("--" + f.name.replace("_", "-"), **how)
-    return cls(**vars(parser.parse_args(argv)))
+def parse_args(argv=None):
+    """The fields of Args as flags, the comment behind each as its help text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", Path(__file__).read_text("utf-8"), re.MULTILINE))
+    for f in fields(Args):
+        kind = {"type": type(f.default), "choices": get_args(f.type) or None}
+        kind = {"action": "store_true"} if f.type is bool else kind | {"default": f.default}
+        help_text = f"{comments[f.name]} (default: {f.default})"
+        parser.add_argument("--" + f.name.replace("_", "-"), help=help_text, **kind)
+    return Args(**vars(parser.parse_args(argv)))
 
 
 # ------------------------------------------------------------------------------------------------ maths: tensors alone
 def group_advantages(rewards):
-    """Rewards normalised in their group (DAPO eq. 9): (B, G) -> (B, G).
-
-    Sample standard deviation (n - 1) plus 1e-6, as in the released code. A group of equal rewards, or of one response,
-    gets exactly 0, where a division of rounding noise by 1e-6 would not.
-    """
+    """Rewards normalised in their group (DAPO eq. 9): (B, G) -> (B, G); equal rewards give exactly 0."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return (centred / (std + 1e-6)).masked_fill(equal, 0.0)  # (2)
+    return (centred / (std + 1e-6)).masked_fill(equal, 0.0)  # (2), with n - 1 and 1e-6 as in the released code
 
 
-# new to GRPO-N, from here to gspo_loss: in the place of DAPO's reweighting and loss
 def negative_only(adv):
     """Keep the advantages below 0, drop the rest: any shape -> same shape (paper B, appendix B.5).
 
@@ -183,59 +143,50 @@ def kl_k3(logp, logp_ref):
     return log_ratio.exp() - log_ratio - 1  # (7)
 
 
-def grpo_loss(logp, logp_old, adv, mask, eps=0.2, logp_ref=None, kl_coef=0.0, n_sequences=None):
-    """Sequence-mean clipped objective (GRPO), negated: (N, T) each, mask 1 on response tokens -> (loss, stats).
+def grpo_loss(
+    logp, logp_old, adv, mask, eps_low=0.2, eps_high=0.2, logp_ref=None, kl_coef=0.0, n_sequences=None, gspo=False
+):
+    """Sequence-mean clipped objective (GRPO; GSPO), negated: (N, T) each, mask 1 on response tokens -> (loss, stats).
 
-    Each response is averaged over its own tokens, then responses over n_sequences (default N); a micro-batch passes the
-    count of its whole optimiser step, and gradients and stats of the micro-batches then add up to the step's. With
-    kl_coef > 0 the k3-KL to logp_ref is added. Stats, weighted like the loss: `clip_low`, `clip_high`, shares of tokens
-    whose gradient the clip set to 0; `ratio`; `kl`, k3 of old against new; `kl_ref`.
+    Each response is averaged over its own tokens, then responses over n_sequences, default N: a micro-batch passes the
+    count of its whole optimiser step, so that gradients and stats of the micro-batches add up to the step's. With
+    kl_coef > 0 the k3-KL to logp_ref is added. Stats, weighted like the loss: `clip_low`, `clip_high`, the shares whose
+    gradient the clip set to 0; `ratio`; `kl`, the k3 estimate of KL(old || new), nats; `kl_ref`.
     """
-    n_sequences = len(logp) if n_sequences is None else n_sequences
-    weight = mask / mask.sum(1, keepdim=True).clamp(min=1) / n_sequences  # 1/G 1/|y_i|
-    log_ratio = (logp - logp_old.detach()).masked_fill(mask == 0, 0.0)
+    n_tokens = mask.sum(1, keepdim=True).clamp(min=1)
+    weight = mask / n_tokens / (len(logp) if n_sequences is None else n_sequences)  # 1/G 1/|y_i|
+    logp, logp_old = (x.masked_fill(mask == 0, 0.0) for x in (logp, logp_old.detach()))
+    log_ratio = logp - logp_old
+    if gspo:
+        log_ratio = log_ratio.sum(1, keepdim=True) / n_tokens  # (6)
     ratio = log_ratio.exp()  # (4)
-    objective = torch.min(ratio * adv, ratio.clamp(1 - eps, 1 + eps) * adv)  # (5)
-    stats = {
-        "clip_low": (adv < 0) & (ratio < 1 - eps),
-        "clip_high": (adv > 0) & (ratio > 1 + eps),
-        "ratio": ratio,
-        "kl": ratio - 1 - log_ratio,
-    }
-    if kl_coef > 0:
-        log_ratio_ref = (logp_ref.detach() - logp).masked_fill(mask == 0, 0.0)
-        stats["kl_ref"] = log_ratio_ref.exp() - log_ratio_ref - 1  # (7)
-        objective = objective - kl_coef * stats["kl_ref"]
-    loss = -(objective * weight).sum()
-    return loss, {name: (value.detach() * weight).sum() for name, value in stats.items()}
-
-
-def gspo_loss(logp, logp_old, adv, mask, eps_low=3e-4, eps_high=4e-4, logp_ref=None, kl_coef=0.0, n_sequences=None):
-    """Clipped objective of the sequence ratio (GSPO), negated; arguments, result and stats as in grpo_loss.
-
-    The ratio is the geometric mean of a response's token ratios, so its clip range is some hundred times narrower. adv
-    (N, T) holds one value a row. Clip shares and `ratio` are over responses.
-    """
-    n_sequences = len(logp) if n_sequences is None else n_sequences
-    n_tokens = mask.sum(1).clamp(min=1)  # (N,)
-    log_ratio = (logp - logp_old.detach()).masked_fill(mask == 0, 0.0)
-    ratio, adv = (log_ratio.sum(1) / n_tokens).exp(), adv[:, 0]  # (6)
     objective = torch.min(ratio * adv, ratio.clamp(1 - eps_low, 1 + eps_high) * adv)  # (5)
-    present = mask.sum(1) > 0
     stats = {
         "clip_low": (adv < 0) & (ratio < 1 - eps_low),
         "clip_high": (adv > 0) & (ratio > 1 + eps_high),
         "ratio": ratio,
-        "kl": (log_ratio.exp() - 1 - log_ratio).sum(1) / n_tokens,
+        "kl": kl_k3(logp_old, logp),
     }
     if kl_coef > 0:
-        log_ratio_ref = (logp_ref.detach() - logp).masked_fill(mask == 0, 0.0)
-        stats["kl_ref"] = (log_ratio_ref.exp() - log_ratio_ref - 1).sum(1) / n_tokens  # (7)
+        stats["kl_ref"] = kl_k3(logp, logp_ref.masked_fill(mask == 0, 0.0))
         objective = objective - kl_coef * stats["kl_ref"]
-    loss = -objective.masked_fill(~present, 0.0).sum() / n_sequences
-    return loss, {name: (value.detach() * present).sum() / n_sequences for name, value in stats.items()}
+    return -(objective * weight).sum(), {name: (value.detach() * weight).sum() for name, value in stats.items()}
 
 
+def pass_at_k(n, c, k):
+    """Unbiased pass@k (paper B, section 4): the chance that k of n samples, c of them right, hold a right one."""
+    if not (1 <= k <= n and 0 <= c <= n):
+        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n; got k = {k}, n = {n}, c = {c}")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)  # (9)
+
+
+def answer_entropy(answers):
+    """Entropy in nats of the distinct answers to one prompt (paper B, table 4); None, an unreadable one, is a class."""
+    p = torch.tensor(list(Counter(answers).values()), dtype=torch.float64) / max(1, len(answers))
+    return torch.special.entr(p).sum().item()
+
+
+# ------------------------------------------------------------------------------------------ model: sampling and scoring
 def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
     """Draw one token a row from softmax(logits / temperature), cut to its nucleus if top_p < 1. logits (N, V).
 
@@ -255,941 +206,395 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
     return tokens, logp.gather(-1, tokens[:, None])[:, 0], entropy
 
 
-def pass_at_k(n, c, k):
-    """Unbiased pass@k = 1 - C(n - c, k) / C(n, k) (paper B, section 4); c of n samples are right: arrays or numbers."""
-    n, c = np.broadcast_arrays(n, c)
-    if k < 1 or np.any(k > n) or np.any(c > n) or np.any(c < 0):
-        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n; got k = {k}, n = {n}, c = {c}")
-    miss = [
-        np.prod(1.0 - k / np.arange(m - s + 1, m + 1)) if m - s >= k else 0.0
-        for m, s in np.stack([n, c], -1).reshape(-1, 2)
-    ]
-    return 1.0 - np.reshape(miss, n.shape)
-
-
-def answer_entropy(answers):  # new to GRPO-N
-    """Entropy in nats of the distinct answers to one prompt (paper B, table 4); None, an unparsable one, is a class."""
-    p = np.array(list(Counter(answers).values())) / max(1, len(answers))
-    return float(-(p * np.log(p)).sum() + 0.0)
-
-
-# --------------------------------------------------------------------------------------------------- model in and out
-def load_model(name, device):
-    """(tokenizer, model) with fp32 parameters: in bf16, steps of 1e-6 round away. Reads safetensors only."""
-    try:
-        is_path = Path(name).exists() or ("/" in name and Path(name).parent.is_dir())  # else a name on the hub
-        if is_path and not Path(name, "config.json").exists():
-            raise OSError("there is no such folder, or no config.json in it")
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no model at '{name}': {' '.join(str(error).split())[:200]}") from None
-    return tokenizer, model.to(device)
-
-
-def pick_device(name):
-    """The torch.device of that name; "auto" is CUDA where there is one, else the CPU."""
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name} is not to be had here: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def eos_token_ids(model, tokenizer):
-    """Every id that ends a response: base models stop at <|endoftext|>, chat models at <|im_end|>."""
-    ids = model.generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])}
-    return sorted(ids - {None})
-
-
-def estimate_memory(models, bf16, rows, context, train_rows=0, checkpointing=False, idle=0):
-    """{what: bytes} of memory that a run will hold, an estimate: `rows` sequences of `context` tokens decoded by all
-    models; with train_rows, a micro-batch of as many in the update of the first; `idle` further copies of it.
-
-    Activations are those of Qwen2 and Qwen3, within a fifth (a test counts them); logits count as five fp32 copies.
-    "at most": what stays, and the larger of decoding and updating.
-    """
-    size, found = 2 if bf16 else 4, Counter()
-    for i, model in enumerate(models):
-        c, n = model.config, sum(p.numel() for p in model.parameters())
-        head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        q, kv = c.num_attention_heads * head, c.num_key_value_heads * head
-        found["weights"] += n * (6 if bf16 else 4) * (1 + idle * (i == 0))  # fp32, and autocast's copies
-        found["cache"] += 2 * c.num_hidden_layers * kv * size * rows * context
-        found["logits"] = max(found["logits"], 20 * c.vocab_size * rows)
-        if train_rows and i == 0:
-            layer, kept = 26 * c.hidden_size + 4 * size * (c.intermediate_size + q + kv), 4 * c.hidden_size
-            layers = layer + kept * c.num_hidden_layers if checkpointing else layer * c.num_hidden_layers
-            found["gradients and AdamW"] = 12 * n
-            tokens, layers = train_rows * context, layers + 12 * c.hidden_size  # and what the head holds
-            found["activations"] = tokens * layers + 20 * min(2**27, tokens * c.vocab_size)
-    stays = found["weights"] + found["gradients and AdamW"]
-    return found | {"at most": stays + max(found["cache"] + found["logits"], found["activations"])}
-
-
-def explain(error, out, kept, mends):
-    """The sentence for what ends a run: bad input, a full disk, memory that ran out; None for any other error.
-
-    kept: what is not lost. mends: {function: mend} for memory; the first function on the way to the error counts, and
-    "main" is on every way.
-    """
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error}{'' if error.filename or error.errno is None else f', in {out}'}; {kept}"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
-        names = {frame.name for frame in traceback.extract_tb(error.__traceback__)} | {"main"}
-        return f"out of memory: {next(mend for name, mend in mends.items() if name in names)}; {kept}"
-    return None
-
-
-def encode_prompts(tokenizer, problems, path, limit):
-    """Token ids of every prompt, behind its "system" text if there is one, in the tokenizer's chat template if any.
-
-    A prompt of more than `limit` tokens, or with characters that the vocabulary lacks, is an InputError with its line.
-    """
-    rows = []
-    for line, problem in enumerate(problems, start=1):
-        chat, keys = tokenizer.chat_template is not None, ("system", "prompt") if problem.get("system") else ("prompt",)
-        text = "\n\n".join(problem[key] for key in keys)
-        if chat:
-            roles = {"system": "system", "prompt": "user"}
-            messages = [{"role": roles[key], "content": problem[key]} for key in keys]
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=not chat)["input_ids"]
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-            raise InputError(f"{path}, line {line}: the prompt has characters that the model's vocabulary lacks")
-        if len(ids) > limit:
-            raise InputError(
-                f"{path}, line {line}: the prompt has {len(ids)} tokens, but the model's context less --max-response "
-                f"leaves {limit}; shorten the prompt or lower --max-response"
-            )
-        rows.append(ids)
-    return rows
-
-
-class FixedCache:
-    """Keys and values of all layers, with room for `room` tokens, written in place: what a CUDA graph can read.
-
-    Takes over rows (n,) and the first `used` columns of another cache's kv: (keys, values) of each layer, (N, heads,
-    length, size) both. The next token is written to column `at`.
-    """
-
-    def __init__(self, kv, rows, used, room):
-        device = kv[0][0].device
-        self.kv, self.at = kv, torch.tensor([used], device=device)
-        for i, layer in enumerate(kv):  # layer by layer, so that no second cache lies beside the first
-            low = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else layer[0].dtype
-            kv[i] = [x.new_zeros(len(rows), x.shape[1], room, x.shape[3], dtype=low) for x in layer]
-            for new, x in zip(kv[i], layer, strict=True):
-                new[:, :, :used] = x[rows, :, :used]
-
-    def update(self, keys, values, layer, *_, **__):
-        """What the attention of each layer calls: write the new token, return all columns (a mask hides the rest)."""
-        for held, new in zip(self.kv[layer], (keys, values), strict=True):
-            held.index_copy_(2, self.at, new.to(held.dtype))
-        return self.kv[layer]
-
-    def get_seq_length(self, *_):
-        """Not asked where positions and mask are given; some versions of transformers ask all the same."""
-        return 0
-
-
-class Decoder:
-    """Next-token logits of a model, step by step, for N = len(prompts) * copies rows: a prompt is read once, and its
-    cache repeated for its copies. `logits` (N, V) are those of the first response token.
-
-    Eager, a row that has ended leaves batch and cache. With cuda_graph, one launch replays the whole step, where eager
-    PyTorch pays Python and a launch for each kernel of every layer: the cache is fixed, rows that have ended stay in
-    it until they are half, its room doubles when full, and either is a new capture. On a CPU that path runs uncaptured.
-    """
-
-    def __init__(self, model, prompts, copies, pad_id, max_new_tokens, cuda_graph=False):
-        width, device = max(map(len, prompts)), model.device
-        ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        position = (attention.cumsum(1) - 1).clamp(min=0)  # left padding must not shift positions
-        out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
-        self.model, self.cache, self.longest = model, out.past_key_values, width + max_new_tokens
-        self.cache.batch_repeat_interleave(copies)
-        self.logits, self.attention, self.position = (
-            x.repeat_interleave(copies, dim=0) for x in (out.logits[:, -1], attention, position[:, -1:])
-        )
-        self.fixed = cuda_graph and not any(self.cache.is_sliding)  # a sliding window would need a mask of its own
-        self.rows = torch.arange(len(self.attention), device=device)  # of the fixed cache: where each row is in it
-        self.replay = None
-
-    def keep(self, rows):
-        """Go on with these rows alone: (n,) indices."""
-        self.attention, self.position, self.rows = self.attention[rows], self.position[rows], self.rows[rows]
-        if not self.fixed:
-            self.cache.batch_select_indices(rows)
-
-    def step(self, tokens):
-        """Logits (n, V) of what follows `tokens` (n,), the last token of each row."""
-        self.attention = torch.cat([self.attention, self.attention.new_ones(len(tokens), 1)], dim=1)
-        self.position = self.position + 1
-        if not self.fixed:
-            how = {"attention_mask": self.attention, "position_ids": self.position, "past_key_values": self.cache}
-            return self.model(input_ids=tokens[:, None], use_cache=True, **how).logits[:, -1]
-        n, used = self.attention.shape
-        if self.replay is None or used > self.mask.shape[-1] or (len(self.mask) > 8 and n <= len(self.mask) // 2):
-            self.capture(n, used)
-        self.ids[self.rows, 0], self.where[self.rows] = tokens, self.position
-        self.mask[..., used - 1] = True
-        self.cache.at.fill_(used - 1)
-        self.replay()
-        return self.out[self.rows]
-
-    def capture(self, n, used):
-        """Leave ended rows behind, make room for as many tokens again, and record the step over the new buffers."""
-        self.replay = None  # frees the graph before
-        room = -(-min(2 * used, self.longest) // 64) * 64  # a multiple of 64, for the attention kernels
-        old = self.cache.kv if isinstance(self.cache, FixedCache) else [(x.keys, x.values) for x in self.cache.layers]
-        self.cache = FixedCache(old, self.rows, used - 1, room)
-        self.rows = torch.arange(n, device=self.rows.device)
-        self.ids, self.where = (self.position.clone() for _ in range(2))  # (n, 1) both, filled before each replay
-        self.mask = torch.nn.functional.pad(self.attention.bool(), (0, room - used))[:, None, None]  # (n, 1, 1, room)
-        how = {"attention_mask": self.mask, "position_ids": self.where, "past_key_values": self.cache}
-
-        def run():
-            self.out = self.model(input_ids=self.ids, use_cache=True, **how).logits[:, -1]
-
-        self.replay = run
-        if self.rows.is_cuda:
-            stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                run()  # warm-up: libraries set themselves up, and autocast casts the weights, outside the graph
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph):
-                run()
-            self.replay = graph.replay
-
-
 @torch.no_grad()
-def rollout(
-    model,
-    prompts,
-    group_size,
-    max_new_tokens,
-    eos_ids,
-    pad_id,
-    temperature=1.0,
-    top_p=1.0,
-    n_vocab=None,
-    generator=None,
-    cuda_graph=False,
-):
+def rollout(model, prompts, group_size, max_new_tokens, eos_ids, n_vocab=None, **sampling):
     """Sample group_size responses to each of B prompts (lists of ids), keeping what each token was drawn from.
 
-    A prompt is read once and its cache repeated for the group; a row that draws one of eos_ids leaves. See Decoder.
-    Tokens come from the full softmax at `temperature` (generation_config is not consulted) or its nucleus top_p; ids
-    from n_vocab on, which pad the embedding matrix, are never drawn. Returns tensors of N = B * group_size rows in
-    group order, T the longest response; all but `finished` are (N, T), right-padded:
-      tokens    response ids, EOS included, then pad_id      mask      1 on response tokens, by position
-      logp      log-prob of the token, full softmax          entropy   of that softmax, in nats
-      finished  (N,) False where max_new_tokens cut the response
+    sampling: temperature, top_p and generator of sample_tokens; generation_config is not consulted. Ids from n_vocab
+    on, which pad the embedding matrix, are never drawn. Returns tensors of N = B * group_size rows in group order, T
+    the longest response: tokens (N, T), one of eos_ids included; mask (N, T), 1 on response tokens; logp and entropy
+    (N, T), of the full softmax; finished (N,), False where max_new_tokens cut the response.
     """
-    was_training = model.training
+    was_training, width, device = model.training, max(map(len, prompts)), model.device
     model.eval()  # in train mode, gradient checkpointing would switch the cache off
-    decoder = Decoder(model, prompts, group_size, pad_id, max_new_tokens, cuda_graph)
-    logits, n, device = decoder.logits, len(decoder.logits), model.device
-    tokens = torch.full((n, max_new_tokens), pad_id, device=device)
-    mask, logp, entropy = (torch.zeros(n, max_new_tokens, device=device) for _ in range(3))
-    finished, live = torch.zeros(n, dtype=torch.bool, device=device), torch.arange(n, device=device)
-    stops = torch.tensor(eos_ids, device=device)
-    for t in range(max_new_tokens):  # live: the output row of each row still in the batch
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)  # (B, W), left-padded
+    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    position = (attention.cumsum(1) - 1).clamp(min=0)  # padding must not shift positions
+    out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
+    cache, state = out.past_key_values, (out.logits[:, -1], attention, position[:, -1:])
+    cache.batch_repeat_interleave(group_size)  # a prompt is read once, whatever the group
+    logits, attention, position = (x.repeat_interleave(group_size, dim=0) for x in state)
+    live, stops = torch.arange(len(logits), device=device), torch.tensor(eos_ids, device=device)
+    tokens, finished = torch.zeros(len(live), max_new_tokens, dtype=torch.long, device=device), live < 0
+    mask, logp, entropy = torch.zeros(3, len(live), max_new_tokens, device=device)
+    for t in range(max_new_tokens):  # live: the rows still in the batch
         if n_vocab is not None:
             logits[:, n_vocab:] = -math.inf
-        new, logp[live, t], entropy[live, t] = sample_tokens(logits, temperature, top_p, generator)
+        new, logp[live, t], entropy[live, t] = sample_tokens(logits, **sampling)
         tokens[live, t], mask[live, t] = new, 1.0
         stopped = torch.isin(new, stops)
-        if stopped.any():
-            finished[live[stopped]] = True
-            keep = (~stopped).nonzero()[:, 0]
-            live, new = live[keep], new[keep]
-            decoder.keep(keep)
-        if len(live) == 0 or t + 1 == max_new_tokens:
+        finished[live[stopped]] = True
+        if stopped.all() or t + 1 == max_new_tokens:
             break
-        logits = decoder.step(new)
+        if stopped.any():  # rows that have ended leave batch and cache
+            keep = (~stopped).nonzero()[:, 0]
+            live, new, attention, position = (x[keep] for x in (live, new, attention, position))
+            cache.batch_select_indices(keep)
+        attention, position = torch.cat([attention, attention.new_ones(len(new), 1)], dim=1), position + 1
+        inputs = {"input_ids": new[:, None], "attention_mask": attention, "position_ids": position}
+        logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
     model.train(was_training)
-    result = {"tokens": tokens, "mask": mask, "logp": logp, "entropy": entropy}
-    return {name: x[:, : t + 1] for name, x in result.items()} | {"finished": finished}
+    columns = {"tokens": tokens, "mask": mask, "logp": logp, "entropy": entropy}
+    return {name: x[:, : t + 1] for name, x in columns.items()} | {"finished": finished}
 
 
-def pack(prompts, responses, pad_id, device="cpu"):
-    """Join N prompts and N responses, lists of ids, into right-padded tokens (N, L) and mask (N, L), 1 on responses."""
-    rows = [list(prompt) + list(response) for prompt, response in zip(prompts, responses, strict=True)]
-    width = max(map(len, rows))
-    tokens = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
-    start, stop = (torch.tensor([len(x) for x in xs], device=device)[:, None] for xs in (prompts, rows))
-    column = torch.arange(width, device=device)
-    return tokens, ((start <= column) & (column < stop)).float()
+def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=None):
+    """Log-prob of each token whose mask is 1, given all before it, and the entropy of its softmax; differentiable.
 
-
-def micro_batches(mask, mini, micro):
-    """Cut N rows into mini-batches of `mini`, in order, and each of them into micro-batches of rows of like length.
-
-    Returns a list of mini-batches, each a list of (row indices, width): width is where the longest of the rows ends.
-    """
-    ends = [int(row.nonzero()[-1]) + 1 for row in mask]
-    plan = []
-    for i in range(0, len(ends), mini):
-        rows = sorted(range(i, min(i + mini, len(ends))), key=lambda row: ends[row])
-        parts = [rows[j : j + micro] for j in range(0, len(rows), micro)]
-        plan.append([(part, ends[part[-1]]) for part in parts])
-    return plan
-
-
-def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=None, attention_mask=None):
-    """Log-prob of each token whose mask is 1, given all before it: (N, L) -> (N, L), 0 elsewhere. Differentiable.
-
-    Entry [i, t] belongs to tokens[i, t]. Right-padded rows need no attention mask under causal attention; left-padded
-    ones do: attention_mask (N, L). The head and the fp32 log-softmax at `temperature`, over ids below n_vocab, see
-    `chunk` tokens at a time (default: 2^27 logits, at most 4,096 tokens) and are recomputed in the backward pass: no
-    (tokens, vocabulary) tensor is kept.
+    tokens, mask (N, L), right-padded -> (logp, entropy), (N, L) each: entry [i, t] belongs to tokens[i, t], 0 where
+    mask is 0. The head and the fp32 softmax over ids below n_vocab see `chunk` tokens at a time (default: 2^27 logits)
+    and are recomputed in the backward pass: no (tokens, vocabulary) tensor is kept.
     """
     chunk = chunk or max(1, min(4096, 2**27 // model.config.vocab_size))
 
     def head(hidden, targets):
         logits = model.get_output_embeddings()(hidden)[:, :n_vocab].float() / temperature  # (chunk, V)
-        return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+        log_z = logits.logsumexp(-1)
+        return logits.gather(-1, targets[:, None])[:, 0] - log_z, log_z - (logits.softmax(-1) * logits).sum(-1)
 
-    position = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
-    states = model.base_model(tokens, attention_mask=attention_mask, position_ids=position, use_cache=False)[0]
+    states = model.base_model(tokens, use_cache=False)[0]  # causal attention: right padding needs no mask
     scored = mask[:, 1:] != 0  # the state at t - 1 predicts the token at t
-    states, targets = states[:, :-1][scored], tokens[:, 1:][scored]  # (M, H), (M,)
-    pairs = zip(states.split(chunk), targets.split(chunk), strict=True)
+    pairs = zip(states[:, :-1][scored].split(chunk), tokens[:, 1:][scored].split(chunk), strict=True)
     parts = [checkpoint(head, *pair, use_reentrant=False) for pair in pairs]
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(
-        torch.nn.functional.pad(scored, (1, 0)), torch.cat(parts)
-    )
+    where = torch.nn.functional.pad(scored, (1, 0))
+    return tuple(torch.zeros_like(mask).masked_scatter(where, torch.cat(x)) for x in zip(*parts, strict=True))
 
 
-# new to GRPO-N
-def token_entropy(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=None, attention_mask=None):
-    """Entropy in nats of the distribution that each token with mask 1 was drawn from; arguments as in token_logprobs.
-
-    Over the full vocabulary, (N, L), 0 elsewhere; in chunks that the backward pass recomputes. Differentiable.
+def pack(responses, mini, micro):
+    """Responses as right-padded tokens and mask, (N, L) both, and the plan of an update: mini-batches of `mini` rows,
+    each a list of micro-batches (row indices, width) of at most `micro` rows of like length.
     """
-    chunk = chunk or max(1, min(4096, 2**27 // model.config.vocab_size))
-
-    def head(hidden):
-        logp = torch.log_softmax(model.get_output_embeddings()(hidden)[:, :n_vocab].float() / temperature, dim=-1)
-        return -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)  # where p is 0, its term is 0, not 0 times -inf
-
-    position = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
-    states = model.base_model(tokens, attention_mask=attention_mask, position_ids=position, use_cache=False)[0]
-    scored = mask[:, 1:] != 0
-    parts = [checkpoint(head, part, use_reentrant=False) for part in states[:, :-1][scored].split(chunk)]
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(
-        torch.nn.functional.pad(scored, (1, 0)), torch.cat(parts)
-    )
+    ends, plan = [len(r["prompt"]) + len(r["ids"]) for r in responses], []
+    tokens, mask = torch.zeros(len(ends), max(ends), dtype=torch.long), torch.zeros(len(ends), max(ends))
+    for i, r in enumerate(responses):
+        tokens[i, : ends[i]], mask[i, len(r["prompt"]) : ends[i]] = torch.tensor(r["prompt"] + r["ids"]), 1.0
+    for i in range(0, len(ends), mini):
+        rows = sorted(range(i, min(i + mini, len(ends))), key=lambda row: ends[row])
+        parts = [rows[j : j + micro] for j in range(0, len(rows), micro)]
+        plan.append([(part, ends[part[-1]]) for part in parts])
+    return tokens, mask, plan
 
 
-# ----------------------------------------------------------------------------------------------- the task and verifier
-def read_problems(path):
-    """Rows {"prompt": str, "answer": str} of a JSONL file, perhaps with "system"; InputError names file and line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")  # not at U+2028, as splitlines would
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read problems from {path}: {getattr(error, 'strerror', None) or error}") from None
-    if lines == [""]:
-        raise InputError(f'{path} is empty: it needs a line {{"prompt": "...", "answer": "..."}} for every problem')
-    problems = []
+# ----------------------------------------------------------------------------------------- task: problems and verifier
+def read_problems(path, tokenizer, limit):
+    """Rows {"prompt": str, "answer": str} of a JSONL file, perhaps with "system"; adds "ids", the prompt in at most
+    `limit` tokens, in the tokenizer's chat template if it has one.
+    """
+    problems, chat = [], tokenizer.chat_template is not None
+    lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would cut at U+2028
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
-        except (ValueError, RecursionError):
-            raise InputError(f"{path}, line {number}: this is not JSON: {line[:40]!r}") from None
-        for key in ("prompt", "answer"):
-            if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
-                raise InputError(f'{path}, line {number}: "{key}" is missing, or not a string with something in it')
-        if not isinstance(row.get("system", ""), str):
-            raise InputError(f'{path}, line {number}: "system", which may be left out, is not a string')
+            roles = {"system": row.get("system", ""), "user": row["prompt"]}
+            "".join([row["answer"], *roles.values()]).encode()  # half a surrogate pair is JSON, but no text
+            if not row["prompt"].strip() or not row["answer"].strip():
+                raise ValueError("empty")
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            sys.exit(f'error: {path}, line {number}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}')
+        messages = [{"role": role, "content": text} for role, text in roles.items() if text]
+        text = "\n\n".join(message["content"] for message in messages)
+        if chat:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        row["ids"] = tokenizer(text, add_special_tokens=not chat)["input_ids"]
+        if tokenizer.unk_token_id in row["ids"]:
+            sys.exit(f"error: {path}, line {number}: the prompt has characters that the model's vocabulary lacks")
+        if len(row["ids"]) > limit:
+            sys.exit(f"error: {path}, line {number}: the prompt exceeds {limit} tokens, context less --max-response")
         problems.append(row)
     return problems
 
 
 def extract_answer(text):
-    r"""What stands in the last balanced \boxed{...} of the last 20,000 characters; None if there is none."""
-    text, opened, found = text[-20_000:], [], None
-    for brace in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):  # one pass and a stack: linear time
-        if brace[0] == "}":
-            start = opened.pop() if opened else None
-            if start is not None and (found is None or start > found[0]):
-                found = start, brace.start()
-        elif brace[0].endswith("{") and brace[0] != "\\{":
-            opened.append(brace.end() if brace[0] != "{" else None)
-    return None if found is None else text[slice(*found)].strip()
+    r"""What stands in the last balanced \boxed{...}, braces at most five deep, of the last 20,000 characters."""
+    inner = r"[^{}]*+"
+    for _ in range(4):
+        inner = rf"(?:[^{{}}]|\{{{inner}\}})*+"
+    boxes = re.findall(rf"\\boxed\s*\{{(?=({inner})\}})", text[-20_000:])
+    return boxes[-1].strip() if boxes else None
 
 
-def normalize_answer(answer):
-    r"""One spelling for what LaTeX writes in many: no $, no spacing, no \left, \frac{a}{b} for \dfrac and \frac12."""
-    s = answer.replace("\u2212", "-").replace("\\$", "").replace("$", "").replace("\\%", "%").replace("{,}", ",")
-    s = re.sub(r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[!,;: ]|~|\^?(?:\\circ(?![a-zA-Z])|\{\\circ\})|°", "", s)
-    s = re.sub(
-        r"\\[dt]?frac(?![a-zA-Z])\s*(?:([0-9])\s*([0-9]))?",
-        lambda m: r"\frac" + (f"{{{m[1]}}}{{{m[2]}}}" if m[1] else ""),
-        s,
-    )
-    return re.sub(r"\s+", " ", s).strip().removesuffix(".")
+def canonical(answer):
+    r"""A Fraction of a plain number (1,000  .5  1/2  \frac12), else the text without spaces, $, %, \left and \text."""
+    s = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;:! ]|\\?[$%]", "", answer.replace("\u2212", "-").replace("{,}", ","))
+    s = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", s.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+    s = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", s).removesuffix(".")  # "1 2" is not "12"
+    number = re.sub(r"^([+-]?)\\frac\{?(-?\d+?)\}?\s*\{?(\d+)\}?$", r"\1\2/\3", s)
+    number = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", number)
+    try:
+        return Fraction(number) if re.fullmatch(r"[-+]?[0-9./]{1,100}", number) else s
+    except (ValueError, ZeroDivisionError):  # 1.2.3, 1/0
+        return s
 
 
-_DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,100})(?:\.[0-9]{0,100})?|\.[0-9]{1,100})"
-_NUMBER = re.compile(rf"([+-]?) ?(?:([0-9]{{1,100}}) (?=.*/))?({_DECIMAL})(?: ?/ ?({_DECIMAL}))?")  # 1,000  .5  1 2/3
-_WORDS = "cm|mm|km|kg|inches|feet|miles|hours|minutes|seconds|days|years|degrees|dollars|cents|units|square units"
-_UNIT = re.compile(rf"(?: ?\\(?:text|textrm|mathrm|mbox)\{{([^{{}}]*)\}}| ({_WORDS}))(?:\^\{{?[23]\}}?)?$| ?%$")
-
-
-def as_number(answer):
-    r"""(exact value, unit) of a plain number, fraction or mixed number; None of anything else. Nothing is evaluated.
-
-    Units count as such only behind a number, and only if they cannot be a factor: \text{...}, %, a short list of words.
-    """
-    unit = _UNIT.search(answer)
-    plain = re.sub(r"\\frac ?\{([^{}]*)\} ?\{([^{}]*)\}", r" \1/\2", answer[: unit.start()] if unit else answer)
-    number = _NUMBER.fullmatch(plain.strip())
-    if number is None:
-        return None
-    whole, top, bottom = (
-        Fraction(x.replace(",", "").removesuffix(".")) for x in (number[2] or "0", number[3], number[4] or "1")
-    )
-    if bottom == 0:
-        return None
-    value = whole + top / bottom
-    return (-value if number[1] == "-" else value), (re.sub(r"\\[a-z]+|[{} ]", "", unit[0]) if unit else "")
-
-
-def is_correct(text, answer):
-    r"""Does the last \boxed{} of text hold the answer? Numbers are equal as rationals: 1/2 = 0.5 = \frac12, 068 = 68.
-
-    What is not a plain number is compared as a string, normalised, without spaces and \text{}. Reads, never evaluates:
-    every call takes time linear in the text.
-    """
-    found = extract_answer(text)
-    if not found or len(found) > 1000:
+def is_correct(text, answer, verifier="exact"):
+    r"""Does the last \boxed{} of text hold the answer, as number or text? "math-verify" asks that package where not."""
+    said = extract_answer(text)
+    if not said or len(said) > 1000:
         return False
-    found, answer = normalize_answer(found), normalize_answer(answer)
-    left, right = as_number(found), as_number(answer)
-    if left and right:
-        return left[0] == right[0] and (left[1] == right[1] or "" in (left[1], right[1]))
-    plain = [re.sub(r"\\(?:text|mathrm|mbox)(?:bf|rm)?\{([^{}]*)\}", r"\1", s) for s in (found, answer)]
-    found, answer = (re.sub(r"(?<![0-9]) | (?![0-9])", "", s) for s in plain)  # "1 2" is not "12"
-    return found == answer != ""
+    if verifier == "math-verify" and canonical(said) != canonical(answer):
+        from math_verify import parse, verify  # reads LaTeX; stops after 5 seconds
+
+        return verify(parse(rf"\boxed{{{answer}}}"), parse(rf"\boxed{{{said}}}"))
+    return canonical(said) == canonical(answer)
 
 
-def check_answers(texts, answers, verifier="exact"):
-    """For each text "right" or "wrong", or "failed" or "timed out", which count as wrong.
+# --------------------------------------------------------------------------------------------------------- experiment
+LEAPS = {  # habits of the tiny world, counted in responses: "44+8=52;52-3*2=98;\\boxed{98}" has leaps of one and of two
+    "leaps_one": r"(?<![-+*])\d{1,3}[-+*]\d=\d{1,3};",
+    "leaps_two": r"(?<![-+*])\d{1,3}(?:[-+*]\d){2}=\d{1,3};",
+    "leaps_jump": r"\d{1,3}(?:[-+*]\d){3,20}=\d{1,3};|(?:^|=(\d{1,3});)\\boxed\{(?!\1\})\d{1,3}\}$",  # or only boxed
+}
 
-    exact: is_correct. math-verify: where that says no, the package of this name decides whether the last box and the
-    answer are equal as LaTeX, in 5 seconds at most; what it cannot read has failed.
+
+def sample_and_check(model, tokenizer, problems, group_size, temperature, top_p, generator, args):
+    """group_size responses to each problem, decoded, checked and rewarded: a dict for each response, in group order."""
+    ends = np.atleast_1d(model.generation_config.eos_token_id).tolist()  # a chat model has two: <|im_end|> as well
+    limits = args.max_response, sorted({tokenizer.eos_token_id, *ends} - {None}), len(tokenizer)
+    sampling = {"temperature": temperature, "top_p": top_p, "generator": generator}
+    out = rollout(model, [problem["ids"] for problem in problems], group_size, *limits, **sampling)
+    out, responses = {name: x.cpu() for name, x in out.items()}, []
+    for i, n in enumerate(out["mask"].sum(1).int().tolist()):
+        problem, ids = problems[i // group_size], out["tokens"][i, :n].tolist()
+        response = {"prompt": problem["ids"], "ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True)}
+        response |= {"logp": out["logp"][i, :n].tolist(), "entropy": out["entropy"][i, :n].sum().item()}
+        response |= {"right": is_correct(response["text"], problem["answer"], args.verifier)}
+        response |= {"reward": float(response["right"])}  # (1)
+        responses.append(response | {"finished": out["finished"][i].item()})
+    return responses
+
+
+def describe(responses):
+    """What training and evaluation log about sampled responses: a dict of floats."""
+    n, n_tokens = len(responses), sum(len(r["ids"]) for r in responses)
+    metrics = {"accuracy": sum(r["right"] for r in responses) / n, "length": n_tokens / n}
+    metrics["truncated"] = sum(not r["finished"] for r in responses) / n
+    metrics["entropy"] = sum(r["entropy"] for r in responses) / n_tokens
+    leaps = {name: sum(len(re.findall(leap, r["text"])) for r in responses) / n for name, leap in LEAPS.items()}
+    return metrics | (leaps if any(leaps.values()) else {})
+
+
+def evaluate(model, tokenizer, problems, samples, temperature, top_p, seed, args):
+    """`samples` responses to every problem -> a list with a dict for each problem: what tables 1 to 4 of paper B need.
+
+    prompt, answer, the first response; right, how many are; pass@k for k = 1, 2, 4, ...; length, tokens a response;
+    token_entropy, over all tokens of the problem, and answer_entropy, over its distinct answers, in nats. The generator
+    is its own: training goes on as if no evaluation had taken place.
     """
-    verdicts = ["right" if is_correct(*pair) else "wrong" for pair in zip(texts, answers, strict=True)]
-    if verifier == "exact":
-        return verdicts
-    import math_verify
-    from math_verify.errors import TimeoutException
-
-    how = {"extraction_config": [math_verify.LatexExtractionConfig()], "fallback_mode": "no_fallback"}
-    for i, found in enumerate(map(extract_answer, texts)):
-        if verdicts[i] == "right" or not found:
-            continue
-        try:
-            gold, said = (math_verify.parse(rf"\boxed{{{x}}}", **how, raise_on_error=True) for x in (answers[i], found))
-            equal = gold and said and math_verify.verify(gold, said, raise_on_error=True)
-            verdicts[i] = "right" if equal else "wrong" if gold and said else "failed"
-        except TimeoutException:
-            verdicts[i] = "timed out"
-        except Exception:  # whatever its parser, or sympy, makes of what a model wrote
-            verdicts[i] = "failed"
-    return verdicts
+    results, generator = [], torch.Generator(model.device).manual_seed(seed)
+    width, sampling = max(1, args.gen_batch * args.group_size // samples), (samples, temperature, top_p, generator)
+    for i in tqdm(range(0, len(problems), width), desc=f"{samples} samples a problem", leave=False):
+        batch = sample_and_check(model, tokenizer, problems[i : i + width], *sampling, args)
+        for j, problem in enumerate(problems[i : i + width]):
+            group = batch[j * samples : (j + 1) * samples]
+            right, n_tokens = sum(r["right"] for r in group), sum(len(r["ids"]) for r in group)
+            result = {"prompt": problem["prompt"], "answer": problem["answer"], "response": group[0]["text"]}
+            result |= {"right": right, "length": n_tokens / samples}
+            result |= {f"pass@{2**k}": pass_at_k(samples, right, 2**k) for k in range(samples.bit_length())}
+            answers = [extract_answer(r["text"]) for r in group]
+            result["answer_entropy"] = answer_entropy([None if a is None else canonical(a) for a in answers])
+            results.append(result | {"token_entropy": sum(r["entropy"] for r in group) / n_tokens})
+    return results
 
 
-def verifier_problems(verdicts):
-    """{"verifier_failed": share, "verifier_timed_out": share} of the verdicts; left out where it is 0."""
-    names, n = {"failed": "verifier_failed", "timed out": "verifier_timed_out"}, len(verdicts)
-    return {name: list(verdicts).count(kind) / n for kind, name in names.items() if kind in verdicts}
+def mean_and_ci95(results, key):
+    """Mean over problems and half-width of its 95% interval (normal)."""
+    values = np.array([result[key] for result in results], dtype=float)
+    return values.mean().item(), 1.96 * values.std(ddof=min(1, len(values) - 1)).item() / len(values) ** 0.5
 
 
-def require_verifier(name):
-    """InputError if the package that --verifier asks for is missing."""
-    if name == "math-verify" and importlib.util.find_spec("math_verify") is None:
-        raise InputError("--verifier math-verify needs a package that is missing: pip install math-verify")
-
-
-def count_leaps(text):
-    r"""(leaps of one, leaps of two, jumps) in a response of the tiny world, such as "44+8=52;52-3*2=98;\boxed{98}".
-
-    A step "v+a=w;" folds one operation, "v+a*b=w;" two. A jump is a step that folds more, or a final \boxed{} that does
-    not repeat the last step's result. A text without such steps or such a box gives (0, 0, 0).
-    """
-    steps = re.findall(r"(\d{1,3}(?:[-+*]\d){1,20})=(\d{1,3});", text)
-    folds = [len(re.findall(r"[-+*]", left)) for left, _ in steps]
-    box = re.search(r"(?:^|;)\\boxed\{(\d{1,3})\}$", text)
-    jump = box is not None and (not steps or steps[-1][1] != box[1])
-    return folds.count(1), folds.count(2), sum(n > 2 for n in folds) + jump
-
-
-def problem_at(cursor, n, seed):
-    """Index, below n, of the cursor-th problem drawn: a new permutation each epoch, fixed by the arguments alone."""
-    return int(np.random.default_rng([seed, cursor // n]).permutation(n)[cursor % n])
-
-
-def sample_and_check(model, tokenizer, problems, prompts, group_size, verifier="exact", **decoding):
-    """`rollout`, decoded and verified: adds ids, texts and verdicts (N each), right (B, G) bool and length (B, G)."""
-    part = rollout(model, prompts, group_size, **decoding)
-    lengths = part["mask"].sum(1).long().cpu()
-    ids = [row[:n] for row, n in zip(part["tokens"].tolist(), lengths.tolist(), strict=True)]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    verdicts = check_answers(texts, [problem["answer"] for problem in problems for _ in range(group_size)], verifier)
-    right = torch.tensor([verdict == "right" for verdict in verdicts]).view(-1, group_size)
-    part |= {"ids": ids, "texts": texts, "verdicts": verdicts, "right": right}
-    return part | {"length": lengths.view(-1, group_size)}
-
-
-def describe(parts):
-    """What both training and evaluation log about sampled responses: a dict of floats."""
-    n_tokens = sum(part["length"].sum().item() for part in parts)
-    texts = [text for part in parts for text in part["texts"]]
-    metrics = {
-        "accuracy": sum(part["right"].sum().item() for part in parts) / len(texts),
-        "length": n_tokens / len(texts),
-        "truncated": sum((~part["finished"]).sum().item() for part in parts) / len(texts),
-        "entropy": sum(part["entropy"].sum().item() for part in parts) / n_tokens,
-    }
-    metrics |= verifier_problems([verdict for part in parts for verdict in part["verdicts"]])
-    leaps = np.mean([count_leaps(text) for text in texts], axis=0)
-    names = ("leaps_one", "leaps_two", "leaps_jump")
-    return metrics | (dict(zip(names, leaps.tolist(), strict=True)) if leaps.any() else {})
-
-
-def evaluate(model, tokenizer, problems, prompts, samples, chunk, seed, **decoding):
-    """Metrics of `samples` responses to every problem, decoded `chunk` problems at a time, and a few rows to read.
-
-    avg@n and pass@k come with the half-width of a 95% interval over problems (normal). Draws from a generator of its
-    own: training goes on as if no evaluation had taken place.
-    """
-    decoding["generator"] = torch.Generator(model.device).manual_seed(seed + 1_000_003)
-    cuts = [slice(i, i + chunk) for i in range(0, len(problems), chunk)]
-    parts = [sample_and_check(model, tokenizer, problems[c], prompts[c], samples, **decoding) for c in cuts]
-    right = torch.cat([part["right"] for part in parts]).sum(1).numpy()
-    scores = {f"avg@{samples}": right / samples}
-    scores |= {f"pass@{2**i}": pass_at_k(samples, right, 2**i) for i in range(1, samples.bit_length())}
-    metrics = {f"test/{name}": value for name, value in describe(parts).items() if name != "accuracy"}
-    for name, x in scores.items():
-        half = 1.96 * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else 0.0
-        metrics |= {f"test/{name}": x.mean().item(), f"test/{name}_ci95": float(half)}
-    texts = [text for part in parts for text in part["texts"]][: 5 * samples : samples]
-    return metrics, [problem | {"response": text} for problem, text in zip(problems, texts, strict=False)]
-
-
-# ---------------------------------------------------------------------------------------------------- files and figure
-def printable(text):
-    """Text of a model for the terminal: control characters, line breaks too, become escapes and do nothing."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def lock(folder):
-    """Hold `folder` for this process until it ends, however it ends; InputError if another process does.
-
-    Where there is no fcntl (Windows), nothing is locked.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise InputError(f"cannot write to the run folder {folder} ({error.strerror}); choose another --out") from None
-    try:
-        if fcntl is not None:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(
-            f"another run is using {folder} ({error.strerror}); wait for it, or choose another --out"
-        ) from None
-
-
-def open_run(args, device):
-    """Make the run folder and its config.json, or check that --resume goes on with the same experiment."""
-    out, config, asked = Path(args.out), Path(args.out) / "config.json", dataclasses.asdict(args)
-    if args.resume and not config.exists():
-        raise InputError(f"--resume: {out} holds no run (there is no {config})")
-    lock(out)
-    if args.resume:
-        before = json.loads(config.read_text())["args"]
-        free = {"resume", "overwrite", "out", "steps", "save_every", "checkpoint_every", "micro_batch", "bootstrap"}
-        free |= {"gen_batch", "rows", "gradient_checkpointing", "cuda_graph"}  # changed when memory ran out
-        other = [k for k in asked if k not in free and before.get(k) != asked[k]]
-        if other:
-            flags = ", ".join(f"--{k.replace('_', '-')} {before.get(k)}" for k in other)
-            raise InputError(f"--resume: {out} was started with {flags}; give the same, or another --out")
-    elif any((out / name).exists() for name in ("metrics.jsonl", "responses.jsonl")) and not args.overwrite:
-        raise InputError(f"{out} already holds a run; add --resume to go on, --overwrite to lose it, or another --out")
-    elif config.exists():
-        for path in set(out.iterdir()) - {out / "lock"}:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    versions = {module.__name__: module.__version__ for module in (torch, transformers, np)}
-    versions["python"] = platform.python_version()
-    about = {"args": asked, "versions": versions, "git_commit": commit or None, "device": device}
-    try:
-        write_text(config, json.dumps(about, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write to the run folder {out} ({error.strerror}); choose another --out") from None
-    return out
-
-
-def write_text(path, text):
-    """Write under a temporary name, then rename: readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def append_row(path, row):
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def keep_rows_up_to(path, step):
-    """Drop the rows after `step` and a last line that a kill cut short: the resumed run writes them again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
-
-
-def save_model(folder, model, tokenizer, trainer=None):
-    """A folder for from_pretrained, and trainer.pt if given; written under a temporary name, then renamed."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if trainer is not None:
-            torch.save(trainer, temporary / "trainer.pt")
-    except (RuntimeError, SafetensorError) as error:  # what torch and safetensors make of a full disk
-        raise OSError(f"cannot write {temporary}: {str(error).splitlines()[0][:100]}") from None
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-
-
-def read_checkpoint(folders, device):
-    """(tokenizer, model, trainer) of the last of the checkpoint folders; InputError names it if it is damaged."""
-    *before, last = folders
-    try:
-        return *load_model(str(last), device), torch.load(last / "trainer.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a cut or overwritten file makes its reader raise
-        mend = f"delete that folder to go on from {before[-1]}" if before else "start again with --overwrite"
-        reason = " ".join(str(error).split())[:100]
-        raise InputError(f"the checkpoint {last} is damaged ({type(error).__name__}: {reason}); {mend}") from None
-
-
-def stop_at_bad_batch(out, step, norm, batch):
-    """Keep the batch whose gradient is nan or infinite, and stop with a sentence about it."""
-    torch.save(batch, out / "bad_batch.pt")
-    raise InputError(
-        f"step {step}: the norm of the gradient is {norm.item()}; the weights and the last checkpoint are as they were "
-        f"before, the batch is in {out / 'bad_batch.pt'}; a lower --lr may help"
-    )
+def open_run(args):
+    """Make the run folder with its config.json; returns the checkpoint that --resume goes on from, or None."""
+    out, config, saved = Path(args.out), Path(args.out, "config.json"), Path(args.out, "checkpoint.pt")
+    if args.resume != config.exists():
+        sys.exit(f"error: {out} holds {'no' * args.resume or 'a'} run: --resume goes on with one, --out names another")
+    before = json.loads(config.read_text())["args"] if args.resume else {}
+    free = ["resume", "out", "steps", "save_every", "gen_batch", "micro_batch", "gradient_checkpointing"]
+    changed = {k: v for k, v in before.items() if v != getattr(args, k) and k not in free}
+    if changed:
+        sys.exit(f"error: --resume: {out} was started with {changed}; give the same, or another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
+    config.write_text(json.dumps(about, indent=2) + "\n")
+    return torch.load(saved, map_location="cpu", weights_only=True) if saved.exists() else None
 
 
 def draw_curves(path, rows, title):
-    """Accuracy, entropy, response length and, where responses have such steps, leaps in a response, over training."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Accuracy, entropy, response length and, in the tiny world, leaps in a response, over training steps."""
     panels = {
-        "share of responses right": {"accuracy": "training", "test/greedy": "test, greedy"},
-        "entropy (nats a token)": {"entropy": "training", "test/entropy": "test"},
-        "response length (tokens)": {"length": "training", "test/length": "test"},
-        "leaps in a training response": {"leaps_jump": "jumps (a guess)", "leaps_two": "of two", "leaps_one": "of one"},
+        "share of responses right": r"accuracy|test/(greedy|pass@1)",
+        "entropy (nats a token)": "entropy|test/token_entropy",
     }
-    panels = {name: keys for name, keys in panels.items() if any(key in row for row in rows for key in keys)}
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    for axis, (name, keys) in zip(axes.flat, panels.items(), strict=False):
-        for key, label in keys.items():
-            points = [(row["step"], row[key], row.get(f"{key}_ci95", 0.0)) for row in rows if key in row]
-            x, y, half = np.array(points).reshape(-1, 3).T
-            if key.startswith("test/"):
-                axis.errorbar(x, y, half, fmt="o-", ms=3, capsize=2, label=label)
-            elif len(x):  # thin, and its running mean over a twentieth of the steps
-                window = np.ones(max(1, len(x) // 20))
-                mean = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
-                axis.plot(x, y, color=axis.plot(x, mean, label=label)[0].get_color(), alpha=0.3, lw=0.7)
-        axis.set(title=name, xlabel="training step", ylim=(0, 1 if "share" in name else None))
+    panels |= {"response length (tokens)": "(test/)?length", "leaps in a training response": "leaps_.*"}
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axis, (name, pattern) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for key in (key for key in rows[-1] if re.fullmatch(pattern, key)):
+            points = np.array([(row["step"], row[key], row.get(f"{key}_ci95", 0.0)) for row in rows if key in row])
+            axis.errorbar(*points.T, fmt="o-" if "test/" in key else "-", ms=3, capsize=2, label=key)
+        axis.set(title=name, xlabel="training step", ylim=(0, None))
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(handles=axis.containers)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
-# new to GRPO-N, from here to draw_pass_k: base against trained model at the end of a run
-def sample_pass_k(model, tokenizer, problems, prompts, samples, chunk, seed, **decoding):
-    """What tables 1 to 4 of paper B need of one model: a dict of lists over problems, from `samples` responses to each.
-
-    right: number of right responses; pass@k for k = 1, 2, 4, ...: (9); answer_entropy: nats over the distinct answers;
-    token_entropy: mean over all generated tokens, nats; length: mean tokens a response.
-    """
-    decoding["generator"] = torch.Generator(model.device).manual_seed(seed + 2_000_003)
-    found = {"right": [], "answer_entropy": [], "token_entropy": [], "length": []}
-    for i in tqdm(range(0, len(problems), chunk), desc=f"{samples} samples a problem", leave=False):
-        part = sample_and_check(model, tokenizer, problems[i : i + chunk], prompts[i : i + chunk], samples, **decoding)
-        answers = [extract_answer(text) for text in part["texts"]]
-        answers = [None if answer is None else normalize_answer(answer) for answer in answers]
-        found["answer_entropy"] += [answer_entropy(answers[j : j + samples]) for j in range(0, len(answers), samples)]
-        found["right"] += part["right"].sum(1).tolist()
-        n_tokens = part["length"].sum(1)
-        found["token_entropy"] += (part["entropy"].sum(1).cpu().view(-1, samples).sum(1) / n_tokens).tolist()
-        found["length"] += (n_tokens / samples).tolist()
-    ks, right = [2**i for i in range(samples.bit_length())], np.array(found["right"])
-    return found | {f"pass@{k}": pass_at_k(samples, right, k).tolist() for k in ks}  # (9)
-
-
-def draw_pass_k(path, found, title):
-    """pass@k over k, log axis, with 95% intervals over problems. found: {name of a model: result of sample_pass_k}."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, one in found.items():
-        ks = [int(key[5:]) for key in one if key.startswith("pass@")]
-        values = np.array([one[f"pass@{k}"] for k in ks])  # (ks, problems)
-        half = 1.96 * values.std(axis=1, ddof=1 if values.shape[1] > 1 else 0) / math.sqrt(values.shape[1])
-        axis.errorbar(ks, values.mean(axis=1), half, fmt="o-", ms=4, capsize=2, label=name)
+def draw_pass_k(path, models, title):
+    """pass@k over k with 95% intervals over problems. models: {name: what `evaluate` returned}."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for name, results in models.items():
+        ks = [int(key[5:]) for key in results[0] if key.startswith("pass@")]
+        points = np.array([(k, *mean_and_ci95(results, f"pass@{k}")) for k in ks])
+        axis.errorbar(*points.T, fmt="o-", ms=4, capsize=2, label=name)
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, ks)
     axis.set(xlabel="k, samples a problem", ylabel="pass@k", ylim=(0, 1.02), title=title)
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
-# ------------------------------------------------------------------------------------------------------------ the loop
 def main(args):
-    """Train, evaluate, save. Returns the exit status: 0, or 130 after ctrl-C."""
+    # ---- models and problems first: what is wrong with them shows before anything runs
     transformers.utils.logging.disable_progress_bar()
-    train, all_test = read_problems(args.train), read_problems(args.test)
-    test = all_test[: args.eval_problems or None]
-    require_verifier(args.verifier)
-    device = pick_device(args.device)
-    out = open_run(args, torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
-    saved = sorted((out / "checkpoint").glob("step_??????")) if args.resume else []
-    tokenizer, model, trainer = read_checkpoint(saved, device) if saved else (*load_model(args.model, device), None)
-    limit = model.config.max_position_embeddings - args.max_response
-    train_ids = encode_prompts(tokenizer, train, args.train, limit)
-    all_test_ids = encode_prompts(tokenizer, all_test, args.test, limit)
-    test_ids = all_test_ids[: len(test)]
-    # new to GRPO-N: the frozen reference of the KL
-    reference = load_model(args.model, device)[1].eval() if args.kl_coef > 0 and args.steps > 0 else None
-    n_vocab, eos_ids, G = len(tokenizer), eos_token_ids(model, tokenizer), args.group_size
-    pad_id = eos_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    decoding = {"max_new_tokens": args.max_response, "eos_ids": eos_ids, "pad_id": pad_id, "n_vocab": n_vocab}
-    decoding |= {"temperature": args.temperature, "cuda_graph": args.cuda_graph and device.type == "cuda"}
-    decoding["verifier"] = args.verifier
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoding step is a new shape
+    device, G, out = args.device, args.group_size, Path(args.out)
+    tokenizer, load = AutoTokenizer.from_pretrained(args.model), AutoModelForCausalLM.from_pretrained
+    policy = load(args.model, dtype=torch.float32, use_safetensors=True).to(device)  # in bf16, steps of 1e-6 round away
+    bf16 = device == "cuda"  # a bf16 copy samples there, and the update runs under autocast
+    sampler = load(args.model, dtype=torch.bfloat16, use_safetensors=True).to(device) if bf16 else policy
+    reference = load(args.model, dtype=torch.float32, use_safetensors=True).to(device) if args.kl_coef else None
+    limit = policy.config.max_position_embeddings - args.max_response
+    train, test = (read_problems(path, tokenizer, limit) for path in (args.train, args.test))
+    saved = open_run(args)
+
+    # ---- optimiser, data order, generator, log; a checkpoint puts all of them back
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    bf16 = args.dtype == "bf16" or (args.dtype == "auto" and device.type == "cuda")
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    autocast = torch.autocast(device, torch.bfloat16, enabled=bf16)
+    optimizer = torch.optim.AdamW(policy.parameters(), args.lr, weight_decay=args.weight_decay, fused=device == "cuda")
     generator = torch.Generator(device).manual_seed(args.seed)
-    done, cursor = -1, 0  # the last step in the log (0 is the evaluation of the base), and the problems drawn so far
-    if trainer:
-        done, cursor = trainer["step"], trainer["cursor"]
-        optimizer.load_state_dict(trainer["optimizer"])
-        generator.set_state(trainer["generator"])
-    for name in ("metrics.jsonl", "samples.jsonl", "timing.jsonl"):
-        keep_rows_up_to(out / name, done)
-    size, updates = sum(p.numel() for p in model.parameters()), args.prompts_per_step // args.mini_batch
-    print(f"{args.model}: {size:,} parameters on {device}, {'bf16 autocast' if bf16 else 'fp32'}; writing to {out}")
-    print(f"{len(train):,} training and {len(test):,} test problems; a step: {updates} updates on", end=" ")
-    print(f"{args.prompts_per_step} prompts x {G} responses of at most {args.max_response} tokens", end="")
-    print(f", so at most {args.prompts_per_step * G * args.max_response:,} tokens")
-    context = max(map(len, train_ids + test_ids)) + args.max_response
-    sizes = (args.gen_batch * G, context, args.micro_batch, args.gradient_checkpointing, int(reference is not None))
-    need = estimate_memory([model], bf16, *sizes)
-    parts = ", ".join(f"{what} {size / 2**20:,.0f}" for what, size in need.items())
-    print(f"memory, estimated in MiB: {parts}", flush=True)
+    epochs = 1 + args.steps * args.prompts_per_step // len(train)
+    order = np.concatenate([np.random.default_rng([args.seed, e]).permutation(len(train)) for e in range(epochs)])
+    log = {"metrics": [], "samples": []}
+    if saved:
+        policy.load_state_dict(saved["model"])
+        sampler.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        generator.set_state(saved["generator"])
+        log = saved["log"]
 
-    def logp_of(policy, rows, width):
-        with autocast:
-            return token_logprobs(policy, tokens[rows, :width], mask[rows, :width], args.temperature, n_vocab)
+    done = len(log["metrics"])
+    bar = tqdm(range(done, args.steps + 1), initial=done, total=args.steps + 1, desc=args.algorithm, unit="step")
+    for step in bar:  # step 0 evaluates the base
+        row = {"step": step}
+        if step:
+            # ---- 1. sample and check a fixed number of groups, informative or not: no dynamic sampling
+            responses, first = [], (step - 1) * args.prompts_per_step
+            for i in range(first, first + args.prompts_per_step, args.gen_batch):
+                problems = [train[j] for j in order[i : min(i + args.gen_batch, first + args.prompts_per_step)]]
+                responses += sample_and_check(sampler, tokenizer, problems, G, args.temperature, 1.0, generator, args)
+            rewards = torch.tensor([r["reward"] for r in responses], device=device).view(-1, G)  # (B, G)
+            row |= {"reward": rewards.mean().item()} | describe(responses)
 
-    def test_policy(step):
-        chunk = max(1, args.gen_batch * G // args.eval_samples)
-        greedy = decoding | {"temperature": 0}
-        with autocast:
-            found, examples = evaluate(
-                model, tokenizer, test, test_ids, args.eval_samples, chunk, args.seed, **decoding
-            )
-            best, _ = evaluate(model, tokenizer, test, test_ids, 1, chunk, args.seed, **greedy)
-        found |= {"test/greedy": best["test/avg@1"], "test/greedy_ci95": best["test/avg@1_ci95"]}
-        for example in examples:
-            append_row(out / "samples.jsonl", {"step": step} | example)
-        score, shown = found["test/greedy"], examples[0]
-        asked, said = printable(shown["prompt"][-60:]), printable(shown["response"][-90:])
-        tqdm.write(f"step {step:4d}   test {score:.3f}   {asked} -> {said}")
-        return found
+            # ---- 2. advantage: normalised over the whole group first, then masked
+            tokens, mask, plan = pack(responses, args.mini_batch * G, args.micro_batch)
+            tokens, mask = tokens.to(device), mask.to(device)  # (N, L)
+            logp_old, logp_ref = torch.zeros_like(mask), torch.zeros_like(mask)
+            policy.train()  # gradient checkpointing works in train mode only
+            for rows, width in (micro for mini in plan for micro in mini):
+                scored = tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer)
+                with torch.no_grad(), autocast:
+                    logp_old[rows, :width] = token_logprobs(policy, *scored)[0]
+                    if reference is not None:
+                        logp_ref[rows, :width] = token_logprobs(reference, *scored)[0]
+            seen = torch.tensor([x for r in responses for x in r["logp"]], device=device)  # by the sampler
+            row["sampler_gap"] = (seen - logp_old[mask != 0]).abs().mean().item()
+            adv = group_advantages(rewards)  # (B, G)
+            if args.algorithm.endswith("-n"):
+                adv = negative_only(adv)
+            row["active"] = (adv != 0).float().mean().item()
+            adv = adv.view(-1, 1).expand_as(mask)  # (N, L)
 
-    stopping = False
-
-    def stop_after_step(signum, frame):
-        nonlocal stopping
-        stopping = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        tqdm.write("stopping after this step (ctrl-C again: at once, back to the last checkpoint)")
-
-    signal.signal(signal.SIGINT, stop_after_step)
-    if done < 0:
-        clock, done = time.perf_counter(), 0
-        append_row(out / "metrics.jsonl", {"step": 0} | test_policy(0))
-        append_row(out / "timing.jsonl", {"step": 0, "evaluate": time.perf_counter() - clock})
-    bar = tqdm(total=args.steps, initial=done, desc=args.algorithm, unit="step")
-    for step in range(done + 1, args.steps + 1):
-        clock = [time.perf_counter()]
-
-        # ---- 1. sample and score: a fixed number of groups, informative or not (new to GRPO-N: no dynamic sampling)
-        parts, prompts = [], []
-        for i in range(0, args.prompts_per_step, args.gen_batch):
-            n = min(args.gen_batch, args.prompts_per_step - i)
-            batch = [problem_at(cursor + j, len(train), args.seed) for j in range(n)]
-            cursor += n
-            prompts += [train_ids[j] for j in batch for _ in range(G)]
-            problems, ids = [train[j] for j in batch], [train_ids[j] for j in batch]
-            with autocast:
-                parts.append(sample_and_check(model, tokenizer, problems, ids, G, generator=generator, **decoding))
-        rewards = torch.cat([part["right"] for part in parts]).float()  # (1), (B, G)
-        row = {"step": step, "reward": rewards.mean().item()} | describe(parts)
-        clock.append(time.perf_counter())
-
-        # ---- 2. advantage: normalised over the whole group first, then masked
-        tokens, mask = pack(prompts, [ids for part in parts for ids in part["ids"]], pad_id, device)  # (N, L)
-        plan = micro_batches(mask, args.mini_batch * G, args.micro_batch)
-        logp_old, logp_ref = torch.zeros_like(mask), torch.zeros_like(mask)
-        for rows, width in (micro for mini in plan for micro in mini):
-            with torch.no_grad():
-                logp_old[rows, :width] = logp_of(model, rows, width)
-                if reference is not None:  # new to GRPO-N
-                    logp_ref[rows, :width] = logp_of(reference, rows, width)
-        adv = group_advantages(rewards).to(device)  # (B, G)
-        if args.algorithm.endswith("-n"):
-            adv = negative_only(adv)  # new to GRPO-N
-        row["active"] = (adv != 0).float().mean().item()
-        adv = adv.view(-1, 1).expand_as(mask)  # (N, L)
-        clock.append(time.perf_counter())
-
-        # ---- 3. update: an optimiser step a mini-batch, its loss normalised by the responses of all its micro-batches
-        optimizer.param_groups[0]["lr"] = row["lr"] = args.lr * min(1.0, step / max(1, args.warmup_steps))
-        sums = Counter()
-        for mini in plan:
-            n_sequences = sum(len(rows) for rows, _ in mini)
-            for rows, width in mini:
-                old, a, m, ref = (x[rows, :width] for x in (logp_old, adv, mask, logp_ref))
-                logp, more = logp_of(model, rows, width), (ref, args.kl_coef, n_sequences)
-                if args.algorithm.startswith("gspo"):
-                    loss, stats = gspo_loss(logp, old, a, m, args.gspo_eps_low, args.gspo_eps_high, *more)
-                else:
-                    loss, stats = grpo_loss(logp, old, a, m, args.eps, *more)
-                if args.entropy_coef > 0:
+            # ---- 3. update: an optimiser step a mini-batch, its loss normalised by the responses of all micro-batches
+            optimizer.param_groups[0]["lr"] = row["lr"] = args.lr * min(1.0, step / max(1, args.warmup_steps))
+            sums = Counter()
+            for mini in plan:
+                n_sequences, n_tokens = sum(len(rows) for rows, _ in mini), sum(mask[rows].sum() for rows, _ in mini)
+                for rows, width in mini:
+                    t, m, old, a, ref = (x[rows, :width] for x in (tokens, mask, logp_old, adv, logp_ref))
                     with autocast:
-                        entropy = token_entropy(model, tokens[rows, :width], m, args.temperature, n_vocab)
-                    n_tokens = sum(mask[rows].sum() for rows, _ in mini)
+                        logp, entropy = token_logprobs(policy, t, m, args.temperature, len(tokenizer))
+                    clip, is_gspo = (args.eps_low, args.eps_high), args.algorithm.startswith("gspo")
+                    loss, stats = grpo_loss(logp, old, a, m, *clip, ref, args.kl_coef, n_sequences, is_gspo)
                     loss = loss - args.entropy_coef * entropy.sum() / n_tokens  # (8)
-                loss.backward()
-                sums.update({name: value.item() for name, value in (stats | {"loss": loss}).items()})
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            sums["grad_norm"] += norm.item()
-            if not math.isfinite(norm):  # nan or inf stops here, before it reaches the weights
-                bad = {"tokens": tokens, "mask": mask, "adv": adv, "logp_old": logp_old}
-                stop_at_bad_batch(out, step, norm, bad)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        row |= {name: value / len(plan) for name, value in sums.items()}
-        clock.append(time.perf_counter())
+                    loss.backward()
+                    sums.update({name: value.item() for name, value in (stats | {"loss": loss}).items()})
+                norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm, error_if_nonfinite=True)
+                sums["grad_norm"] += norm.item()
+                optimizer.step()
+                optimizer.zero_grad()
+            row |= {name: value / len(plan) for name, value in sums.items()}
+            sampler.load_state_dict(policy.state_dict())
+            if device == "cuda" and step == max(done, 1):
+                tqdm.write(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
-        # ---- 4. evaluate, log, save
-        if step % args.eval_every == 0 or step == args.steps:
-            row |= test_policy(step)
-        append_row(out / "metrics.jsonl", row)
-        seconds = np.diff([*clock, time.perf_counter()]).round(4).tolist()
-        phases = zip(("rollout", "score", "update", "evaluate"), seconds, strict=True)
-        append_row(out / "timing.jsonl", {"step": step} | dict(phases))
-        bar.update()
-        shown = {k: f"{row[k]:.3g}" for k in ("accuracy", "length", "entropy", "grad_norm") if k in row}
-        bar.set_postfix(shown | {"last step": f"{sum(seconds):.1f} s"})
-        if args.save_every and step % args.save_every == 0:
-            save_model(out / f"model_{step:06d}", model, tokenizer)
-        if stopping or step % args.checkpoint_every == 0 or step == args.steps:
-            trainer = {"step": step, "cursor": cursor, "optimizer": optimizer.state_dict()}
-            trainer["generator"] = generator.get_state()
-            save_model(out / "checkpoint" / f"step_{step:06d}", model, tokenizer, trainer)
-            for old in sorted((out / "checkpoint").glob("step_??????"))[:-2]:
-                shutil.rmtree(old)
-            rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-            draw_curves(out / "curves.png", rows, f"grpo_n.py, {args.model}, {args.algorithm}, seed {args.seed}")
-        if stopping:
-            bar.close()
-            print(f"stopped after step {step}; the same command with --resume goes on from here")
-            return 130
-    bar.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    save_model(out / "model", model, tokenizer)
-    final = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    print("\n".join(f"{name:22s} {value:.4f}" for name, value in final.items() if name.startswith("test/")))
+        # ---- 4. evaluate, log, save; the checkpoint comes last, under another name first: a kill leaves old or new
+        at_checkpoint = step % args.eval_every == 0 or step == args.steps
+        if at_checkpoint:
+            problems, seed = test[: args.eval_problems or None], args.seed + 1_000_003
+            sampled = evaluate(sampler, tokenizer, problems, args.eval_samples, args.temperature, 1.0, seed, args)
+            greedy = evaluate(sampler, tokenizer, problems, 1, 0.0, 1.0, seed, args)
+            scores = {k: mean_and_ci95(sampled, k) for k, value in sampled[0].items() if isinstance(value, float)}
+            for key, (mean, half) in (scores | {"greedy": mean_and_ci95(greedy, "right")}).items():
+                row |= {f"test/{key}": mean, f"test/{key}_ci95": half}
+            log["samples"] += [{"step": step} | result for result in sampled[:5]]
+            tqdm.write(f"step {step:4d}   {sampled[0]['prompt'][-60:]!r} -> {sampled[0]['response'][-90:]!r}")
+        log["metrics"].append(row)
+        for name, rows in log.items():
+            (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+        bar.set_postfix({k: f"{row[k]:.3g}" for k in ("accuracy", "length", "entropy", "grad_norm") if k in row})
+        numbered = step > 0 and args.save_every > 0 and step % args.save_every == 0
+        for folder in [f"model_{step:06d}"] * numbered + ["model"] * (step == args.steps):
+            policy.save_pretrained(out / folder)
+            tokenizer.save_pretrained(out / folder)
+        if at_checkpoint:
+            title = f"grpo_n.py {args.model}: {args.algorithm}, seed {args.seed}"
+            draw_curves(out / "curves.png", log["metrics"], title)
+            state = {"model": policy.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
+            torch.save(state | {"generator": generator.get_state()}, out / "checkpoint.tmp")
+            (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
 
-    # ---- new to GRPO-N: pass@k, answer-level and token-level entropy of the base and of the trained model
-    if args.passk_samples:
-        problems, ids = all_test[: args.passk_problems or None], all_test_ids[: args.passk_problems or None]
-        how = decoding | {"temperature": args.passk_temperature, "top_p": args.passk_top_p}
-        chunk = max(1, args.gen_batch * G // args.passk_samples)
-        found = {}
-        for name, policy in {args.model: reference, str(out / "model"): model}.items():
-            if args.steps == 0 and name != args.model:
-                continue  # nothing was trained: one model, evaluated once
-            policy = model if args.steps == 0 else policy or load_model(name, device)[1].eval()
-            with autocast:
-                found[name] = sample_pass_k(
-                    policy, tokenizer, problems, ids, args.passk_samples, chunk, args.seed, **how
-                )
-        write_text(out / "passk.json", json.dumps({"samples": args.passk_samples, "models": found}) + "\n")
+    # ---- 5. pass@k, answer-level and token-level entropy of the base and of the trained model
+    problems, models = test[: args.passk_problems or None], {}
+    sampling = args.passk_samples, args.passk_temperature, args.passk_top_p, args.seed + 2_000_003
+    names = [] if args.passk_samples == 0 else [args.model] if args.steps == 0 else [args.model, str(out / "model")]
+    for name in names:
+        model = load(name, dtype=torch.bfloat16 if bf16 else torch.float32, use_safetensors=True).to(device)
+        models[name] = evaluate(model, tokenizer, problems, *sampling, args)
+        for key in (key for key in models[name][0] if key.startswith("pass@") or key.endswith("entropy")):
+            print("{}  {:15s} {:.3f} ± {:.3f}".format(name, key, *mean_and_ci95(models[name], key)))
+    if models:
+        (out / "passk.json").write_text(json.dumps({"samples": args.passk_samples, "models": models}) + "\n")
         title = f"{len(problems)} problems, temperature {args.passk_temperature:g}, top-p {args.passk_top_p:g}"
-        draw_pass_k(out / "passk.png", found, title)
-        for name, one in found.items():
-            values = {key: np.array(x) for key, x in one.items() if key.startswith("pass@")}
-            half = {key: 1.96 * x.std(ddof=min(1, len(x) - 1)) / math.sqrt(len(x)) for key, x in values.items()}
-            print(f"{name}: ", ", ".join(f"{key} {x.mean():.3f} ± {half[key]:.3f}" for key, x in values.items()))
-            print(f"  entropy in nats: answers {np.mean(one['answer_entropy']):.3f}", end=", ")
-            print(f"tokens {np.average(one['token_entropy'], weights=one['length']):.3f}")
-    print(f"figures, model and every number are in {out}")
-    return 0
-
-
-KEPT = "the last checkpoint stands, and --resume goes on from it"
-MENDS = {  # of memory that runs out in the function, or in one that it calls
-    "load_model": "choose a smaller --model",
-    "rollout": "lower --gen-batch",
-    "main": "lower --micro-batch, or add --gradient-checkpointing",
-}
+        draw_pass_k(out / "passk.png", models, title)
 
 
 if __name__ == "__main__":
-    flags = None
     try:
-        flags = parse_args(Args, __doc__)
-        sys.exit(main(flags))
-    except Exception as error:
-        sentence = explain(error, flags and flags.out, KEPT, MENDS)
-        if sentence is None:
-            raise
-        print(f"{Path(__file__).name}: error: {sentence}", file=sys.stderr)
-        sys.exit(2)
+        main(parse_args())
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit("stopped; --resume goes on from the last checkpoint")
+    except torch.OutOfMemoryError:
+        sys.exit("error: out of GPU memory; lower --micro-batch or --gen-batch, and go on with --resume")
+    except (OSError, ImportError) as error:  # no such file, full disk, missing package
+        sys.exit(f"error: {' '.join(str(error).split())[:300]}")

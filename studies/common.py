@@ -25,8 +25,8 @@ def run_all(jobs, workers=2):
 
     commands are (script and flags, folder, file that shows it is done), run one after the other, single-threaded; then
     summary() goes into the record (None: the record is a file that the run itself leaves). A job with a record is not
-    done again; a run with a checkpoint goes on from it. A failed command ends the study with its last words, as does
-    ctrl-C: the same command goes on from there.
+    done again; a run that was begun goes on from its last checkpoint. A failed command ends the study with its last
+    words, as does ctrl-C: the same command goes on from there.
     """
     todo, env = {path: job for path, job in jobs.items() if not path.exists()}, os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -34,9 +34,8 @@ def run_all(jobs, workers=2):
         for command, folder, done in commands:
             if (folder / done).exists():
                 continue
-            resumable = any((folder / "checkpoint").glob("step_??????"))
-            how = [] if command.startswith("toy_bandit") else ["--resume" if resumable else "--overwrite"]
-            line = [sys.executable, *command.split(), *how, "--out", str(folder)]
+            resume = ["--resume"] if (folder / "config.json").exists() and "toy_bandit" not in command else []
+            line = [sys.executable, *command.split(), *resume, "--out", str(folder)]
             found = subprocess.run(line, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             if found.returncode:
                 words = " ".join(found.stderr.decode(errors="replace").strip().splitlines()[-3:])
@@ -66,7 +65,10 @@ def pairs_of(quick, runs):
 
     DAPO's are those of reweighting.py, GRPO-N's those of negative_only.py: whichever study comes first trains them.
     """
-    dapo, grpo_n = "--reweight none --alpha 0.2 --save-every 20", "--algorithm grpo-n --lr 1e-4 --passk-samples 0"
+    dapo, grpo_n = (
+        "--reweight none --alpha 0.2 --save-every 20",
+        "--algorithm grpo-n --lr 1e-4 --entropy-coef 0 --passk-samples 0",
+    )
     commands, at = {}, ROOT / "runs" / "studies"
     for s in (11, 12, 13):
         commands[f"dapo-{s}"] = f"dapo.py {dapo} --seed {s}", at / "reweighting" / f"none-{s}"

@@ -18,7 +18,7 @@ import numpy as np
 
 PANELS = {
     "test accuracy (95% over problems)": r"test/greedy|test/avg@\d+",
-    "token entropy on the test set (nats)": "test/entropy",
+    "token entropy on the test set (nats)": "test/(token_)?entropy",
     "response length on the test set (tokens)": "test/length",
     "leaps of two in a training response": "leaps_two",
     "leaps of one in a training response": "leaps_one",

@@ -1,8 +1,9 @@
 """The learning rate of each algorithm of grpo_n.py in the tiny world: a short sweep, judged on training problems.
 
 Runs `grpo_n.py` for 60 steps for every algorithm and rate, two single-threaded runs side by side, and prints accuracy,
-entropy and leaps at the end, measured on the last 200 training problems (the test set is left alone). The rate with the
-best avg@4 is the one to take. Runs that are there already are not run again. One seed: this decides no claim.
+entropy at the end, measured on the last 200 training problems (the test set is left alone), and leaps in the last
+training responses. The rate with the best pass@1 is the one to take. Runs that are there already are not run again.
+One seed: this decides no claim.
 
     python studies/grpo_n_lr.py            # about 14 minutes on two cores; writes studies/results/grpo_n_lr.json
     python studies/grpo_n_lr.py --quick    # two rates of GSPO-N, two steps, to see that it works
@@ -28,7 +29,11 @@ RATES = {
 def train(algorithm, lr, out, steps, validation):
     """The last row of the run's metrics, from a finished run or from a new one."""
     if not (out / "model").exists():
-        flags = f"--algorithm {algorithm} --lr {lr} --steps {steps} --eval-every {steps} --passk-samples 0 --overwrite"
+        flags = (
+            f"--algorithm {algorithm} --lr {lr} --entropy-coef 0 --steps {steps} --eval-every {steps} --passk-samples 0"
+        )
+        flags += " --eps-low 3e-4 --eps-high 4e-4" * algorithm.startswith("gspo")
+        flags += " --resume" * (out / "config.json").exists()
         command = [sys.executable, "grpo_n.py", *flags.split(), "--test", str(validation), "--out", str(out)]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
         found = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
@@ -53,16 +58,19 @@ def main():
             pool.submit(train, a, lr, base / f"{a}-{lr:g}-{steps}", steps, base / "validation.jsonl") for a, lr in jobs
         ]
         rows = [future.result() for future in futures]
-    keys = "avg@4 avg@4_ci95 greedy greedy_ci95 entropy length leaps_one leaps_two leaps_jump".split()
+    keys = "test/pass@1 test/pass@1_ci95 test/greedy test/greedy_ci95 test/token_entropy test/length".split()
+    keys += ["leaps_one", "leaps_two", "leaps_jump"]  # of the last training responses
     table = []
     for (algorithm, lr), row in zip(jobs, rows, strict=True):
-        table.append({"algorithm": algorithm, "lr": lr} | {key: row.get(f"test/{key}", 0.0) for key in keys})
+        table.append(
+            {"algorithm": algorithm, "lr": lr} | {key.removeprefix("test/"): row.get(key, 0.0) for key in keys}
+        )
     print(
-        "| algorithm | lr | avg@4 | greedy | entropy (nats) | length | leaps of one | of two | jumps |\n|" + "---|" * 9
+        "| algorithm | lr | pass@1 | greedy | entropy (nats) | length | leaps of one | of two | jumps |\n|" + "---|" * 9
     )
     for r in table:
-        scores = [f"{r[key]:.3f} ± {r[key + '_ci95']:.3f}" for key in ("avg@4", "greedy")]
-        numbers = [f"{r[key]:.2f}" for key in ("entropy", "length", "leaps_one", "leaps_two", "leaps_jump")]
+        scores = [f"{r[key]:.3f} ± {r[key + '_ci95']:.3f}" for key in ("pass@1", "greedy")]
+        numbers = [f"{r[key]:.2f}" for key in ("token_entropy", "length", "leaps_one", "leaps_two", "leaps_jump")]
         print("|", " | ".join([r["algorithm"], f"{r['lr']:g}", *scores, *numbers]), "|")
     if not args.quick:
         results = ROOT / "studies" / "results"

@@ -36,8 +36,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from common import ROOT, decide, interval, read_json, rows_of, run_all, table, write_json
 
-ARMS = {a: f"--algorithm {a} --lr 1e-4" for a in ("grpo", "grpo-n", "gspo", "gspo-n")}
-ARMS["grpo 3e-4"] = "--algorithm grpo --lr 3e-4"
+ARMS = {a: f"--algorithm {a} --lr 1e-4 --entropy-coef 0" for a in ("grpo", "grpo-n", "gspo", "gspo-n")}
+ARMS["grpo 3e-4"] = "--algorithm grpo --lr 3e-4 --entropy-coef 0"
+for arm in ("gspo", "gspo-n"):
+    ARMS[arm] += " --eps-low 3e-4 --eps-high 4e-4"  # the GSPO paper's range; paper B has 0.2 for all
 BOTH = ("grpo", "grpo 3e-4")
 SEEDS, STEPS = (21, 22, 23), 140
 CURVES = ("accuracy", "entropy", "leaps_one", "leaps_two", "length")
@@ -48,14 +50,16 @@ K = "pass@256"
 def pass_at(folder):
     """{"pass@1": mean over problems, ...} of a folder that grpo_n.py --steps 0 filled."""
     (model,) = read_json(folder / "passk.json")["models"].values()
-    return {key: float(np.mean(values)) for key, values in model.items() if key.startswith("pass@")}
+    return {key: float(np.mean([problem[key] for problem in model])) for key in model[0] if key.startswith("pass@")}
 
 
 def summary(folder, sampled):
     """What a run leaves in its record: training curves, the last evaluation, pass@k at each of the sampled steps."""
     rows = rows_of(folder)
     found = {name: [round(row.get(name, 0.0), 5) for row in rows[1:]] for name in CURVES}
-    found["test"] = {name: rows[-1][name] for name in ("test/avg@4", "test/greedy", "test/entropy", "test/length")}
+    names = {"test/avg@4": "test/pass@1", "test/entropy": "test/token_entropy"}  # the records' names, the run's names
+    names |= {name: name for name in ("test/greedy", "test/length")}
+    found["test"] = {name: rows[-1][key] for name, key in names.items()}
     return found | {"pass@k": {step: pass_at(path) for step, path in sampled.items()}}
 
 

@@ -27,16 +27,22 @@ SETTINGS = ((1.0, 1.0), (0.6, 0.95))  # (temperature, top-p); the second is the 
 
 
 def sample(model, temperature, top_p, args):
-    """The result of sample_pass_k in grpo_n.py for one model at one setting, from disk if it is there."""
+    """{measure: values over problems} of one model at one setting, from disk if it is there."""
     name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-")
     out = ROOT / args.runs / f"{name}-t{temperature}-p{top_p}-n{args.samples}-{args.problems}"
     if not (out / "passk.json").exists():
         flags = f"--steps 0 --passk-samples {args.samples} --passk-problems {args.problems} --passk-temperature"
-        flags += f" {temperature} --passk-top-p {top_p} --kl-coef 0 --eval-problems 1 --overwrite --test {args.test}"
+        flags += f" {temperature} --passk-top-p {top_p} --kl-coef 0 --eval-problems 1 --test {args.test}"
+        flags += " --resume" * (out / "config.json").exists()
         command = [sys.executable, "grpo_n.py", *flags.split(), "--model", model, "--out", str(out)]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
             raise SystemExit(f"{model} could not be sampled: see the message above")
-    return json.loads((out / "passk.json").read_text())["models"][model]
+    problems = json.loads((out / "passk.json").read_text())["models"][model]
+    return {
+        key: [problem[key] for problem in problems]
+        for key in problems[0]
+        if key not in ("prompt", "answer", "response")
+    }
 
 
 def mean_and_half(x):

@@ -39,7 +39,7 @@ def summary(folder, nucleus):
     rows = [row for row in rows_of(folder) if "test/avg@8" in row]
     found = {name: {row["step"]: row[key] for row in rows} for name, key in names.items()}
     (model,) = read_json(nucleus / "passk.json")["models"].values()
-    return found | {"accuracy at top-p 0.7": float(np.mean(model["pass@1"]))}
+    return found | {"accuracy at top-p 0.7": float(np.mean([problem["pass@1"] for problem in model]))}
 
 
 def draw(path, curves, seeds):

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import json
 import math
 import subprocess
@@ -16,11 +17,15 @@ from conftest import random_qwen
 
 import dapo
 import grpo_n
-from grpo_n import answer_entropy, group_advantages, grpo_loss, gspo_loss, kl_k3, negative_only, token_entropy
+from grpo_n import answer_entropy, group_advantages, grpo_loss, kl_k3, negative_only, pass_at_k, token_logprobs
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--steps 2 --prompts-per-step 4 --mini-batch 2 --group-size 4 --gen-batch 3 --max-response 48 --eval-every 2"
 SMALL += " --eval-problems 4 --eval-samples 2 --micro-batch 6 --passk-samples 4 --passk-problems 5"
+
+
+def gspo_loss(*args, **kwargs):
+    return grpo_loss(*args, **kwargs, gspo=True)
 
 
 def batch(n=6, t=5, seed=0):
@@ -32,7 +37,7 @@ def batch(n=6, t=5, seed=0):
 
 
 # -------------------------------------------------------------------------------------------------------- the losses
-@pytest.mark.parametrize("loss_of", [grpo_loss, lambda *x: gspo_loss(*x, 0.2, 0.2)], ids=["grpo", "gspo"])
+@pytest.mark.parametrize("loss_of", [grpo_loss, gspo_loss], ids=["grpo", "gspo"])
 @pytest.mark.parametrize(
     ("adv", "ratio", "value", "gradient"),
     [
@@ -174,6 +179,26 @@ def test_kl_inside_the_losses_is_kl_k3():
         assert stats["kl_ref"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_the_entropy_bonus_is_the_mean_entropy_over_the_tokens_of_the_optimiser_step(tmp_path, monkeypatch):
+    """Equation (8), through the script's own path: the loss that is logged falls by c times that mean."""
+    entropies, real = [], grpo_n.token_logprobs
+
+    def recorded(*args, **kwargs):
+        logp, entropy = real(*args, **kwargs)
+        if torch.is_grad_enabled():
+            entropies.append((entropy.sum().item(), args[2].sum().item()))
+        return logp, entropy
+
+    monkeypatch.setattr(grpo_n, "token_logprobs", recorded)
+    flags = "--steps 1 --passk-samples 0 --model tiny/rlvr --mini-batch 4 --entropy-coef"
+    run(tmp_path / "off", f"{flags} 0")
+    entropies.clear()
+    run(tmp_path / "on", f"{flags} 0.5")
+    bonus = 0.5 * sum(total for total, _ in entropies) / sum(n for _, n in entropies)
+    off, on = (rows(tmp_path / name)[1]["loss"] for name in ("off", "on"))
+    assert bonus > 0.01 and off - on == pytest.approx(bonus, rel=1e-4)
+
+
 def test_answer_entropy_by_hand():
     assert answer_entropy(["1", "1", "1"]) == 0 and answer_entropy([]) == 0
     assert answer_entropy(["1", "2", None, None]) == pytest.approx(1.5 * math.log(2))
@@ -183,8 +208,8 @@ def test_answer_entropy_by_hand():
 @pytest.mark.parametrize("chunk", [3, 4096])
 def test_token_entropy_against_float64_and_its_gradient(chunk):
     model = random_qwen()
-    tokens, mask = torch.randint(3, 40, (3, 9)), (torch.arange(9) >= torch.tensor([[2], [4], [1]])).float()
-    ours = token_entropy(model, tokens, mask, temperature=0.7, n_vocab=30, chunk=chunk)
+    tokens, mask = torch.randint(3, 30, (3, 9)), (torch.arange(9) >= torch.tensor([[2], [4], [1]])).float()
+    _, ours = token_logprobs(model, tokens, mask, temperature=0.7, n_vocab=30, chunk=chunk)
     logp = torch.log_softmax(model(input_ids=tokens).logits[..., :30].double() / 0.7, -1)
     plain = torch.nn.functional.pad(-(logp.exp() * logp).sum(-1)[:, :-1], (1, 0)) * mask
     assert torch.allclose(ours.double(), plain, atol=1e-4)
@@ -195,10 +220,22 @@ def test_token_entropy_against_float64_and_its_gradient(chunk):
     assert all(torch.allclose(x, p.grad, rtol=1e-2, atol=1e-3) for x, p in zip(a, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["negative_only", "kl_k3", "grpo_loss", "gspo_loss", "group_advantages"])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
+    for n, c, k in itertools.product(range(1, 7), range(7), range(1, 7)):
+        if k > n or c > n:
+            with pytest.raises(ValueError, match="1 <= k <= n"):
+                pass_at_k(n, c, k)
+            continue
+        subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    assert pass_at_k(4096, 1, 2048) == 0.5 and pass_at_k(256, 3, 1) == pytest.approx(3 / 256)
+
+
+@pytest.mark.parametrize("name", ["negative_only", "kl_k3", "grpo_loss", "group_advantages"])
 def test_each_function_works_pasted_alone(name):
-    namespace = {"torch": torch, "math": math}
-    exec(compile(ast.parse(inspect.getsource(getattr(grpo_n, name))), name, "exec"), namespace)
+    namespace = {"torch": torch}
+    for part in {"kl_k3", name}:  # the loss calls kl_k3
+        exec(compile(ast.parse(inspect.getsource(getattr(grpo_n, part))), part, "exec"), namespace)
     logp, logp_old, adv, mask = batch()
     arguments = {"negative_only": (adv,), "kl_k3": (logp, logp_old), "group_advantages": (adv,)}
     out = namespace[name](*arguments.get(name, (logp, logp_old, adv, mask)))
@@ -207,7 +244,7 @@ def test_each_function_works_pasted_alone(name):
 
 # ---------------------------------------------------------------------------------------------------------- whole runs
 def run(out, flags="", small=SMALL):
-    return grpo_n.main(grpo_n.parse_args(grpo_n.Args, "", f"{small} --out {out} {flags}".split()))
+    grpo_n.main(grpo_n.parse_args(f"{small} --out {out} {flags}".split()))
 
 
 def rows(out):
@@ -222,38 +259,41 @@ def in_repository(monkeypatch):
 @pytest.mark.parametrize("algorithm", ["grpo", "grpo-n", "gspo", "gspo-n"])
 def test_every_algorithm_runs_and_compares_base_and_trained_model(tmp_path, algorithm):
     out = tmp_path / "run"
-    assert run(out, f"--algorithm {algorithm} --entropy-coef 1e-4 --model tiny/rlvr") == 0
+    run(out, f"--algorithm {algorithm} --model tiny/rlvr")
     last = rows(out)[-1]
     assert 0 <= last["test/greedy"] <= 1 and last["kl_ref"] >= 0 and np.isfinite(last["loss"])
     found = json.loads((out / "passk.json").read_text())
-    assert found["samples"] == 4 and [len(one["right"]) for one in found["models"].values()] == [5, 5]
+    assert found["samples"] == 4 and list(found["models"]) == ["tiny/rlvr", str(out / "model")]
+    for problems in found["models"].values():
+        assert len(problems) == 5 and all(p["pass@1"] == p["right"] / 4 for p in problems)
     assert (out / "passk.png").exists() and (out / "curves.png").exists() and (out / "model").is_dir()
 
 
 def test_the_minus_n_variants_train_on_fewer_responses(tmp_path):
     how = "--steps 1 --passk-samples 0 --model tiny/rlvr --max-response 128"
-    assert run(tmp_path / "a", how) == run(tmp_path / "b", how + " --algorithm grpo-n") == 0
+    for name, algorithm in (("a", "grpo"), ("b", "grpo-n")):
+        run(tmp_path / name, f"{how} --algorithm {algorithm}")
     both, negative = (rows(tmp_path / x)[1] for x in "ab")
     assert 0 < negative["active"] < both["active"] and both["accuracy"] == negative["accuracy"]
 
 
 def test_29_resume_is_bit_identical(tmp_path):
-    assert run(tmp_path / "whole", "--steps 4 --passk-samples 0") == 0
-    assert run(tmp_path / "run", "--steps 2 --passk-samples 0") == 0
-    assert run(tmp_path / "run", "--steps 4 --passk-samples 0 --resume") == 0
+    run(tmp_path / "whole", "--steps 4 --passk-samples 0")
+    run(tmp_path / "run", "--steps 2 --passk-samples 0")
+    run(tmp_path / "run", "--steps 4 --passk-samples 0 --resume")
     for name in ("metrics.jsonl", "samples.jsonl", "model/model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 def test_steps_0_evaluates_a_checkpoint(tmp_path):
-    assert run(tmp_path / "run", "--steps 0 --model tiny/rlvr") == 0
+    run(tmp_path / "run", "--steps 0 --model tiny/rlvr")
     found = json.loads((tmp_path / "run/passk.json").read_text())
     assert list(found["models"]) == ["tiny/rlvr"] and len(rows(tmp_path / "run")) == 1
 
 
-@pytest.mark.parametrize("flags", ["--group-size 1", "--mini-batch 3", "--kl-coef -1", "--eps 2", "--steps -1"])
+@pytest.mark.parametrize("flags", ["--group-size 1", "--mini-batch 3", "--temperature 0", "--gen-batch 0"])
 def test_impossible_flags(tmp_path, flags):
-    with pytest.raises(grpo_n.InputError):
+    with pytest.raises(SystemExit, match="error: "):
         run(tmp_path / "run", flags)
 
 
