@@ -41,7 +41,7 @@ class InputError(ValueError):
     """Something that the user can mend: one sentence that names the file or flag, and the mend."""
 
 
-def extract_answer(text):
+def last_box(text):
     r"""What stands in the last balanced \boxed{...} of the last 20,000 characters; None if there is none."""
     text, opened, found = text[-20_000:], [], None
     for brace in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):  # one pass and a stack: linear time
@@ -62,7 +62,7 @@ def from_gsm8k(row):
 
 def from_math(row):
     """(problem, answer) of a row of MATH: the last box of its solution."""
-    return row["problem"], extract_answer(row["solution"])
+    return row["problem"], last_box(row["solution"])
 
 
 def from_dapo(row):

@@ -120,17 +120,17 @@ def test_without_datasets_the_error_names_the_command(tmp_path):
     assert found.returncode == 2 and "pip install datasets" in found.stderr and found.stderr.count("\n") == 1
 
 
-def test_a_system_text_stands_before_the_prompt():
+def test_a_system_text_stands_before_the_prompt(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny" / "base")
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    plain, behind = dapo.encode_prompts(
-        tokenizer, [{"prompt": "1+1?"}, {"system": "7", "prompt": "1+1?"}], "problems.jsonl", 99
-    )
+    lines = ['{"prompt": "1+1?", "answer": "2"}', '{"system": "7", "prompt": "1+1?", "answer": "2"}']
+    (tmp_path / "p.jsonl").write_text("\n".join(lines) + "\n")
+    plain, behind = (problem["ids"] for problem in dapo.read_problems(tmp_path / "p.jsonl", tokenizer, 99))
     assert behind == [start, *tokenizer("7")["input_ids"], *plain]
 
 
 def test_a_system_text_must_be_a_string(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "1", "answer": "1", "system": 3}\n')
-    with pytest.raises(dapo.InputError, match='line 1: "system"'):
-        dapo.read_problems(tmp_path / "p.jsonl")
+    with pytest.raises(SystemExit, match=r"p\.jsonl, line 1"):
+        dapo.read_problems(tmp_path / "p.jsonl", AutoTokenizer.from_pretrained(ROOT / "tiny" / "base"), 99)

@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("toy_bandit.py", "dapo.py", "grpo_n.py", "delta_logp.py", "replace.py", "extrapolate.py")
 SCRIPTS = [ROOT / name for name in NAMES if (ROOT / name).exists()]
-MAY_DIFFER = {"main", "Args", "__post_init__", "draw_curves"}  # what makes each script itself
+SHARED = "parse_args group_advantages sample_tokens rollout token_logprobs pack read_problems extract_answer canonical"
+SHARED = {*SHARED.split(), "is_correct", "next_logits"}  # identical wherever they stand; the rest is a script's own
 
 
 def trees():
@@ -28,10 +27,10 @@ def trees():
 def test_a_script_imports_nothing_of_ours_and_no_heavy_peers(path):
     allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "safetensors", "numpy", "matplotlib", "tqdm"}
     tree = ast.parse(path.read_text())
-    for function in (node for node in tree.body if getattr(node, "name", "") == "check_answers"):
-        function.body = [
-            node for node in function.body if not isinstance(node, ast.Import | ast.ImportFrom)
-        ]  # optional
+    for function in (node for node in tree.body if getattr(node, "name", "") == "is_correct"):
+        found = [x for x in ast.walk(function) if isinstance(x, ast.ImportFrom)]
+        assert [x.module for x in found] == ["math_verify"]  # optional
+        found[0].module = "torch"
     for node in ast.walk(tree):
         found = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         found += [node.module] if isinstance(node, ast.ImportFrom) else []
@@ -57,22 +56,26 @@ def test_help_names_every_flag_and_comes_at_once(path):
     assert seconds < (1 if path.name == "toy_bandit.py" else 6), f"start-up took {seconds:.1f} s"
 
 
-def test_same_named_functions_and_classes_are_identical():
+def test_shared_functions_are_identical():
+    """A copy that drifts is two functions under one name; what is not in SHARED says only what its script needs."""
     seen = {}
     for script, tree in trees().items():
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in MAY_DIFFER:
-                if ast.get_docstring(node):
-                    node.body = node.body[1:]
-                first, code = seen.setdefault(node.name, (script, ast.dump(node)))
-                same = code == ast.dump(node)  # compared here, so that pytest does not print two trees
+        source = (ROOT / f"{script}.py").read_text().splitlines() if script != "prepare" else []
+        for node in tree.body if source else []:
+            if isinstance(node, ast.FunctionDef) and node.name in SHARED:
+                text = source[node.lineno - 1 : node.end_lineno]
+                if node.name == "group_advantages":  # its comments hold the paper's tags
+                    text = ast.unparse(node)
+                first, code = seen.setdefault(node.name, (script, text))
+                same = code == text  # compared here, so that pytest does not print both
                 assert same, f"{node.name} differs between {first}.py and {script}.py"
+    assert {"sample_tokens", "rollout", "token_logprobs", "read_problems", "is_correct"} <= seen.keys()
 
 
-def test_public_functions_have_docstrings_and_maths_is_short():
+def test_public_functions_have_docstrings():
     for script, tree in trees().items():
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and node.name not in ("arg", "main", "append_row"):
+            if isinstance(node, ast.FunctionDef) and node.name != "main":
                 assert ast.get_docstring(node), f"{script}.py: {node.name}"
 
 
@@ -111,43 +114,19 @@ def test_readme_commands_run_in_a_short_form(tmp_path):
             assert found.returncode == 0, found.stderr
 
 
-BYTES = {"24 GB": 24e9, "48 GB": 48e9, "80 GB": 80e9}
-SHAPES = {  # the public configs, on a device without memory
-    "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
-}
-
-
 def gpu_commands():
-    """(GPU that the comment above names, script, arguments) of each command of "On one GPU"."""
-    text = (ROOT / "README.md").read_text()
-    block = re.search(r"## On one GPU.*?```bash\n(.*?)```", text, re.S)[1]
-    size = None
+    """(script, arguments) of each command of "On one GPU"."""
+    block = re.search(r"## On one GPU.*?```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     for line in block.splitlines():
-        size = next((name for name in BYTES if name in line), size) if line.startswith("#") else size
-        if size and line.startswith("python ") and not line.startswith("python data/"):
+        if line.startswith("python ") and not line.startswith("python data/"):
             _, script, *flags = shlex.split(line)
-            yield pytest.param(size, script, flags, id=f"{script} {size}")
+            yield pytest.param(script, flags, id=f"{script} {flags[1]}")
 
 
-@pytest.mark.parametrize(("size", "script", "flags"), list(gpu_commands()))
-def test_gpu_commands_parse_and_fit(size, script, flags):
-    module = importlib.import_module(script.removesuffix(".py"))
-    args = module.parse_args(module.Args, "", flags)
-    names = [args.model] if hasattr(args, "model") else [args.base, args.rlvr]
-    with torch.device("meta"):
-        shapes = [SHAPES[re.search(r"[0-9.]+B", name)[0]] for name in names]
-        more = {"vocab_size": 151_936, "num_key_value_heads": 2, "tie_word_embeddings": True}
-        models = [Qwen2ForCausalLM(Qwen2Config(**shape, **more)) for shape in shapes]
-    context = args.max_response + 512  # a long prompt
-    if hasattr(args, "model"):
-        how = {"train_rows": args.micro_batch, "checkpointing": args.gradient_checkpointing}
-        how["idle"] = int(getattr(args, "kl_coef", 0) > 0)
-        need = module.estimate_memory(models, True, args.gen_batch * args.group_size, context, **how)
-    else:
-        rows = args.rows if hasattr(args, "rows") else args.gen_batch * args.samples
-        need = module.estimate_memory(models, True, rows, context)
-    assert 0.25 * BYTES[size] < need["at most"] < 0.9 * BYTES[size]
+@pytest.mark.parametrize(("script", "flags"), list(gpu_commands()))
+def test_gpu_commands_parse(script, flags):
+    args = importlib.import_module(script.removesuffix(".py")).parse_args(flags)
+    assert args.max_response > 128 and args.out.startswith("runs/")
 
 
 def test_ci_runs_the_readme_test_command():

@@ -59,7 +59,7 @@ def batch(model, with_old):
     if with_old:  # the policy has moved since: ratios on both sides of both clips
         full = torch.cat([torch.zeros(8, 6), mask.float()], 1)
         with torch.no_grad():
-            logp = dapo.token_logprobs(model, ids, full)[:, 6:]
+            logp = dapo.token_logprobs(model, ids, full)[0][:, 6:]
         inputs["old_per_token_logps"] = logp + torch.randn(logp.shape, generator=generator) / 3
     return inputs
 
@@ -80,7 +80,7 @@ def test_alpha_0_is_the_loss_of_trl_and_both_are_ours(trainer, with_old):
     snippet = ours._compute_loss(model, inputs)
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([torch.zeros(8, 6), inputs["completion_mask"].float()], 1)
-    logp = dapo.token_logprobs(model, ids, mask)[:, 6:]
+    logp = dapo.token_logprobs(model, ids, mask)[0][:, 6:]
     old = inputs.get("old_per_token_logps", logp.detach())
     adv, mask = inputs["advantages"][:, None].expand_as(logp), mask[:, 6:]
     here, _ = dapo.dapo_loss(logp, old, adv, mask, dual_clip=1e9)  # TRL has no dual clip here
@@ -92,7 +92,7 @@ def test_alpha_0_is_the_loss_of_trl_and_both_are_ours(trainer, with_old):
     for alpha, negative in ((0.5, False), (0.0, True), (0.5, True)):
         ours.alpha, ours.negative = alpha, negative
         changed = dapo.reweight_low_prob(grpo_n.negative_only(adv) if negative else adv, old, alpha)
-        logp = dapo.token_logprobs(model, ids, torch.cat([torch.zeros(8, 6), mask], 1))[:, 6:]
+        logp = dapo.token_logprobs(model, ids, torch.cat([torch.zeros(8, 6), mask], 1))[0][:, 6:]
         here, _ = dapo.dapo_loss(logp, old, changed, mask, dual_clip=1e9)
         snippet = ours._compute_loss(model, inputs)
         assert abs(snippet - here) < 1e-6 and abs(snippet - theirs) > 1e-4

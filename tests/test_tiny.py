@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dapo import count_leaps, encode_prompts, is_correct, read_problems
+from dapo import LEAPS, is_correct, read_problems
 
 TINY = Path(__file__).resolve().parent.parent / "tiny"
 sys.path.insert(0, str(TINY))
@@ -35,7 +35,7 @@ def test_every_generated_text_is_right_and_its_leaps_can_be_read_back():
             value = right
         assert is_correct(text, str(make_tiny.answer_of(*problem)))
         folded = [len(re.findall(r"[-+*]", step)) for step in leaps[:-1]]
-        one, two, jump = count_leaps(text)
+        one, two, jump = (len(re.findall(leap, text)) for leap in LEAPS.values())
         assert (one, two) == (folded.count(1), folded.count(2))
         assert sum(folded) == len(problem[1]) or jump or leaps[-1] == f"\\boxed{{{value}}}"
 
@@ -45,23 +45,21 @@ def test_arithmetic_against_python():
     assert make_tiny.prompt_of(44, ["+8", "*2"]) == "44+8*2?"
 
 
-def test_problem_files_are_what_the_seed_makes():
+def test_problem_files_are_what_the_seed_makes(tokenizer):
     train, test = make_tiny.draw_problem_files(1, 8000, 500)
     for name, problems in (("train", train), ("test", test)):
-        rows = read_problems(TINY / f"{name}.jsonl")
+        rows = read_problems(TINY / f"{name}.jsonl", tokenizer, 99)
         assert [(r["prompt"], r["answer"]) for r in rows] == [
             (make_tiny.prompt_of(*p), str(make_tiny.answer_of(*p))) for p in problems
         ]
-    assert len({r["prompt"] for name in ("train", "test") for r in read_problems(TINY / f"{name}.jsonl")}) == 8500
+        assert [tokenizer.decode(r["ids"]) for r in rows] == ["<|im_start|>" + r["prompt"] for r in rows]
+    assert len({make_tiny.prompt_of(*p) for p in train + test}) == 8500
 
 
 def test_tokenizer_has_one_token_a_character_and_a_chat_template(tokenizer):
     text = "44+8-3*2=98;\\boxed{98}?"
     ids = tokenizer(text)["input_ids"]
     assert len(ids) == len(text) - len("\\boxed{") + 1 and tokenizer.decode(ids) == text
-    problems = read_problems(TINY / "test.jsonl")[:20]
-    for problem, ids in zip(problems, encode_prompts(tokenizer, problems, "test.jsonl", 99), strict=True):
-        assert tokenizer.decode(ids) == "<|im_start|>" + problem["prompt"]
     assert tokenizer.unk_token_id in tokenizer("x")["input_ids"]
     assert len(tokenizer) == 22 and tokenizer.pad_token_id != tokenizer.eos_token_id
 
