@@ -13,7 +13,7 @@ Intervals over settings are Student's t.
                                      "holds": the interval lies above -0.05; "does not hold": below
   ... and are smoother               the runs agree more on when exploration starts: log of (interquartile range /
                                      median) of that update, paired likewise. "holds": below 0; not: above -0.05
-  negative-only keeps a2 alive more  the share of runs in which a2 dies (below 1e-3 at the end) under both signs, or
+  negative-only keeps a2 alive more  the share of runs in which a2 is lost (below 1e-9 at the end) under both signs, or
                                      under positive only, minus that under negative only, paired, all settings.
                                      "holds": above 0; "does not hold": below 0.02
 
@@ -52,8 +52,12 @@ def draw(path, found):
     for i, variant in enumerate(name for name in VARIANTS if "only" not in name):
         line(axes[1], "two stages", variant, 0.5, variant, i)
     for i, variant in enumerate(("G = 2", "positive only", "negative only")):
-        line(axes[2], "died", variant, 0.5, "both signs" if variant == "G = 2" else variant, i)
-    titles = ("two stages: G = 2, temperature 1", "two stages: reward of a1 0.5", "the best arm dies: reward of a1 0.5")
+        line(axes[2], "lost", variant, 0.5, "both signs" if variant == "G = 2" else variant, i)
+    titles = (
+        "two stages: G = 2, temperature 1",
+        "two stages: reward of a1 0.5",
+        "the best arm is lost: reward of a1 0.5",
+    )
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xscale="log", xlabel="probability that the best arm starts with", ylim=(-0.03, 1.03))
         axis.set_ylabel("share of runs (95% Wilson)")
@@ -81,8 +85,8 @@ def main():
             command = f"toy_bandit.py --rewards {fair},1,0 --policy {policy} {flags} --runs {n_runs} --steps {updates}"
             folder = runs / f"{variant.replace(' ', '').replace('=', '')}-{fair}-{start:.3f}"
             places[variant, fair, start] = record = runs / "records" / f"{folder.name}.json"
-            read = functools.partial(lambda path: read_json(path)["outcome"], folder / "bandit.json")
-            jobs[record] = [(f"{command} --seed {1000 + 20 * v + i}", folder, "bandit.json")], read
+            read = functools.partial(lambda path: read_json(path)["table"][0], folder / "summary.json")
+            jobs[record] = [(f"{command} --seed {1000 + 20 * v + i}", folder, "summary.json")], read
     run_all(jobs)
     found = {key: read_json(path) for key, path in places.items()}
 
@@ -122,8 +126,8 @@ def main():
         decide(f"{variant} makes it smoother", sizes, judge(-mean, half, 0.05))
     everywhere = [(fair, start) for fair in FAIR for start in STARTS]
     for other, name in (("G = 2", "both signs"), ("positive only", "positive only")):
-        mean, half = interval(paired(everywhere, lambda row: row["died"][0], other, "negative only"))
-        text = f"{mean:+.3f} ± {half:.3f} in the share of runs in which it dies"
+        mean, half = interval(paired(everywhere, lambda row: row["lost"][0], other, "negative only"))
+        text = f"{mean:+.3f} ± {half:.3f} in the share of runs in which it is lost"
         decide(f"negative-only updates keep the best arm alive more often than {name}", text, judge(mean, half, 0.02))
 
     print("\n| claim | effect (95%) | verdict |\n|---|---|---|")
