@@ -88,11 +88,15 @@ class Args:
     save_every: int = 0  # keep a numbered model every N steps; 0: only the last
 
     def __post_init__(self):
-        above_0 = "temperature rollout_top_p eval_top_p lr max_response gen_batch mini_batch micro_batch eval_samples"
-        if not (self.group_size > 1 and all(getattr(self, name) > 0 for name in above_0.split())):
-            sys.exit(f"error: group_size must be above 1; {above_0.replace(' ', ', ')} above 0")
-        if self.prompts_per_step % self.mini_batch or not 0 <= self.overlong_buffer <= self.max_response:
-            sys.exit("error: want --prompts-per-step a multiple of --mini-batch, --overlong-buffer 0 to --max-response")
+        may_be_0 = "seed alpha eps_low steps overlong_buffer warmup_steps weight_decay eval_problems save_every".split()
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self) if f.type in (int, float)):
+            if not (value > 0 or (value == 0 and name in may_be_0)):
+                sys.exit(f"error: --{name.replace('_', '-')} {value}: too small")
+        if self.group_size < 2 or self.prompts_per_step % self.mini_batch or self.overlong_buffer > self.max_response:
+            sys.exit(
+                "error: want --group-size 2 or more, --prompts-per-step a multiple of --mini-batch, "
+                "--overlong-buffer at most --max-response"
+            )
         if self.device == "cuda" and not torch.cuda.is_available():
             sys.exit("error: --device cuda: PyTorch finds no CUDA device here")
 
@@ -267,12 +271,12 @@ def read_problems(path, tokenizer, limit):
     `limit` tokens, in the tokenizer's chat template if it has one.
     """
     problems, chat = [], tokenizer.chat_template is not None
-    lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would cut at U+2028
+    lines = Path(path).read_text("utf-8", "surrogateescape").rstrip("\n").split("\n")  # splitlines would cut at U+2028
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             roles = {"system": row.get("system", ""), "user": row["prompt"]}
-            "".join([row["answer"], *roles.values()]).encode()  # half a surrogate pair is JSON, but no text
+            "".join([row["answer"], *roles.values()]).encode()  # fails where it is not UTF-8
             if not row["prompt"].strip() or not row["answer"].strip():
                 raise ValueError("empty")
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
@@ -384,7 +388,7 @@ def open_run(args):
         sys.exit(f"error: {out} holds {'no' * args.resume or 'a'} run: --resume goes on with one, --out names another")
     before = json.loads(config.read_text())["args"] if args.resume else {}
     free = ["resume", "out", "steps", "save_every", "gen_batch", "micro_batch", "gradient_checkpointing"]
-    changed = {k: v for k, v in before.items() if v != getattr(args, k) and k not in free}
+    changed = {k: v for k, v in before.items() if v != getattr(args, k, None) and k not in free}
     if changed:
         sys.exit(f"error: --resume: {out} was started with {changed}; give the same, or another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -401,7 +405,7 @@ def draw_curves(path, rows, title):
     for axis, (name, pattern) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for key in (key for key in rows[-1] if re.fullmatch(pattern, key)):
             points = np.array([(row["step"], row[key], row.get(f"{key}_ci95", 0.0)) for row in rows if key in row])
-            axis.errorbar(*points.T, fmt="o-" if "test/" in key else "-", ms=3, capsize=2, label=key)
+            axis.errorbar(*points.T, fmt="o-" if "test/" in key else "-", ms=3, lw=1.2, label=key)
         axis.set(title=name, xlabel="training step", ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend(handles=axis.containers)
@@ -414,8 +418,14 @@ def main(args):
     transformers.utils.logging.disable_progress_bar()
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoding step is a new shape
     device, G, out = args.device, args.group_size, Path(args.out)
-    tokenizer, load = AutoTokenizer.from_pretrained(args.model), AutoModelForCausalLM.from_pretrained
-    policy = load(args.model, dtype=torch.float32, use_safetensors=True).to(device)  # in bf16, steps of 1e-6 round away
+    load = AutoModelForCausalLM.from_pretrained
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        policy = load(args.model, dtype=torch.float32, use_safetensors=True).to(
+            device
+        )  # bf16 rounds steps of 1e-6 away
+    except (OSError, ValueError) as error:  # neither a folder with a model nor a name on the hub
+        sys.exit(f"error: --model {args.model}: {' '.join(str(error).split())[:200]}")
     bf16 = device == "cuda"  # a bf16 copy samples there, and the update runs under autocast
     sampler = load(args.model, dtype=torch.bfloat16, use_safetensors=True).to(device) if bf16 else policy
     limit = policy.config.max_position_embeddings - args.max_response
@@ -515,7 +525,8 @@ def main(args):
         if at_checkpoint:
             draw_curves(out / "curves.png", log["metrics"], f"dapo.py {args.model}: {args.reweight}, seed {args.seed}")
             state = {"model": policy.state_dict(), "optimizer": optimizer.state_dict(), "log": log, "cursor": cursor}
-            torch.save(state | {"generator": generator.get_state()}, out / "checkpoint.tmp")
+            with open(out / "checkpoint.tmp", "wb") as file:  # given a path, torch.save has no OSError for a full disk
+                torch.save(state | {"generator": generator.get_state()}, file)
             (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
 
 
