@@ -40,7 +40,6 @@ from common import (
     interval_two_way,
     pairs_of,
     read_json,
-    rows_of,
     run_all,
     table,
     train,
@@ -56,7 +55,7 @@ SAMPLES = 8
 
 def summary(folder, samples):
     """The record of a run: the rows of its test problems; `right` becomes the share of a problem's responses."""
-    rows = [row for job in rows_of(folder) if job["job"].startswith("test") for row in job["rows"]]
+    rows = read_json(folder / "summary.json")
     keys = ("first", "tau", "gamma", "ratio", "accuracy", f"pass@{samples}")
     return [{key: row[key] for key in keys} | {"right": [n / samples for n in row["right"]]} for row in rows]
 

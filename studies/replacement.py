@@ -26,19 +26,19 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from common import ROOT, decide, interval_two_way, pairs_of, read_json, rows_of, run_all, table, train, write_json
+from common import ROOT, decide, interval_two_way, pairs_of, read_json, run_all, table, train, write_json
 
 CRITERIA = ("dlogp", "kl", "entropy", "random")
 MATCHED = (0.05, 0.1, 0.15, 0.2, 0.3)
 
 
 def summary(folder):
-    """The record of a pair: {criterion: rows of metrics.jsonl}; "none" is the base, "all" the RLVR model."""
-    found = {}
-    for row in rows_of(folder):
-        kept = {key: row[key] for key in ("target", "ratio", "accuracy", "at_forks", "right") if key in row}
-        found.setdefault(row["criterion"], []).append(kept)
-    return found
+    """The record of a pair: {criterion: points of results.json}; "none" is the base, "all" the RLVR model."""
+    curves = read_json(folder / "results.json")
+    base, rlvr = curves.pop("base and RLVR")
+    keys = ("target", "ratio", "accuracy", "at_forks", "right")
+    curves = {"none": [base], "all": [rlvr]} | curves
+    return {name: [{key: point[key] for key in keys} for point in curve] for name, curve in curves.items()}
 
 
 def at_ratio(rows, ratio):

@@ -4,6 +4,7 @@ import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and so do the scripts that they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model that is not here is an error at once, not after retries
 
 import pytest
 import torch

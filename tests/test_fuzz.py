@@ -1,4 +1,4 @@
-"""10,000 inputs each, made by hypothesis: the verifier and the JSONL readers neither raise nor hang nor take 100 ms.
+"""5,000 inputs each, made by hypothesis: the verifier and the JSONL readers neither raise nor hang nor take 100 ms.
 
 Milliseconds are those of the thread's own clock, so that a busy machine fails nothing.
 """
@@ -6,16 +6,16 @@ Milliseconds are those of the thread's own clock, so that a busy machine fails n
 import gc
 import json
 import time
+from fractions import Fraction
 
 import pytest
-from conftest import random_qwen
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import dapo
 import delta_logp
 
-MANY = settings(max_examples=10_000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=5_000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 PIECES = (
     r"\boxed{ { } \{ \} \ \frac \dfrac12 \text{ \left( \right) \circ \! \% $ % - + . , ^2 cm 1 068 1/2 /0 9e9".split()
 )
@@ -50,7 +50,7 @@ def timed(work, *args):
         began, result, error = time.thread_time(), None, None
         try:
             result = work(*args)
-        except Exception as caught:
+        except (Exception, SystemExit) as caught:
             error = caught
         if time.thread_time() - began < 0.1:
             break
@@ -71,8 +71,16 @@ def test_the_verifier_answers_every_text(text, answer):
         assert timed(dapo.is_correct, said, answer) in (True, False)
     found = timed(dapo.extract_answer, text)
     assert found is None or found in text
-    assert isinstance(timed(dapo.normalize_answer, text), str)
-    assert timed(dapo.check_answers, [text], [answer]) in (["right"], ["wrong"])
+    assert isinstance(timed(dapo.canonical, text), str | Fraction)
+
+
+class Characters:
+    """As much of a tokenizer as the reader asks for."""
+
+    eos_token_id, unk_token_id, chat_template = 1, 0, None
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [ord(x) % 40 for x in text]}
 
 
 @pytest.fixture(scope="module")
@@ -89,20 +97,11 @@ def path(tmp_path_factory):
 def test_the_problem_reader_returns_rows_or_a_sentence(path, data):
     path.write_bytes(data)
     try:
-        rows = timed(dapo.read_problems, path)
-    except dapo.InputError as error:
-        assert str(path) in str(error) and "\n" not in str(error)
+        rows = timed(dapo.read_problems, path, Characters(), 40)
+    except SystemExit as error:
+        assert str(error).startswith(f"error: {path}, line ") and "\n" not in str(error)
     else:
-        assert rows and all(row["prompt"].strip() and row["answer"].strip() for row in rows)
-
-
-class Characters:
-    """As much of a tokenizer as the reader asks for."""
-
-    eos_token_id, unk_token_id = 1, 0
-
-    def __call__(self, text, add_special_tokens):
-        return {"input_ids": [ord(x) % 40 for x in text]}
+        assert rows and all(row["prompt"].strip() and row["answer"].strip() and row["ids"] for row in rows)
 
 
 @MANY
@@ -122,13 +121,3 @@ def test_the_response_reader_returns_rows_or_a_sentence(path, data, ids, source)
         assert str(path) in str(error) and "\n" not in str(error)
     else:
         assert {row["source"] for row in rows} == {"base", "rlvr"} and all(row["ids"] for row in rows)
-
-
-def test_a_prompt_that_json_allows_but_utf8_does_not_is_a_sentence(tmp_path):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained("tiny/base")
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"prompt": "1+1?\ud800", "answer": "1"}))
-    with pytest.raises(dapo.InputError, match=r"rows.jsonl, line 1"):
-        dapo.encode_prompts(tokenizer, dapo.read_problems(path), path, random_qwen().config.max_position_embeddings)

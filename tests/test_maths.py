@@ -2,27 +2,24 @@
 
 import ast
 import inspect
-import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
+from conftest import random_qwen
+from torch.utils.checkpoint import checkpoint
 
 import dapo
 from dapo import (
     dapo_loss,
     group_advantages,
     overlong_penalty,
-    pass_at_k,
     reweight_dominate,
     reweight_low_prob,
     reweight_ppl,
 )
 
-MATHS = (
-    "group_advantages overlong_penalty reweight_low_prob reweight_dominate reweight_ppl dapo_loss sample_tokens".split()
-)
+MATHS = "group_advantages overlong_penalty reweight_low_prob reweight_dominate reweight_ppl dapo_loss".split()
 
 
 def batch(n=6, t=5, seed=0, ragged=True):
@@ -199,43 +196,42 @@ def test_gradient_of_the_loss_is_the_policy_gradient():
     assert torch.allclose(ours, plain, atol=1e-12) and stats["ratio"] == 1 and stats["kl"] == 0
 
 
-# --------------------------------------------------------------------------------------------------------- pass@k
-def test_22_pass_at_k_against_all_subsets():
-    for n in range(1, 9):
-        for c in range(n + 1):
-            right = [i < c for i in range(n)]
-            for k in range(1, n + 1):
-                brute = np.mean([any(s) for s in itertools.combinations(right, k)])
-                assert pass_at_k(n, c, k) == pytest.approx(brute, abs=1e-12)
-
-
-def test_22_pass_at_k_is_stable_and_checks_its_input():
-    values = pass_at_k(1024, np.arange(1025), 512)
-    assert np.isfinite(values).all() and (np.diff(values) >= 0).all() and values[0] == 0 and values[-1] == 1
-    assert pass_at_k(1024, 1, 256) == pytest.approx(0.25)
-    for n, c, k in ((4, 1, 5), (4, 5, 1), (4, 1, 0)):
-        with pytest.raises(ValueError):
-            pass_at_k(n, c, k)
-
-
 # --------------------------------------------------------------------------------------------------------- paste test
+def paste(names, **modules):
+    """A namespace that holds nothing but the named functions and modules, as in somebody's empty file."""
+    for name in names:
+        exec(compile(ast.parse(inspect.getsource(getattr(dapo, name))), name, "exec"), modules)
+    return modules
+
+
 @pytest.mark.parametrize("name", MATHS)
 def test_each_function_works_pasted_alone(name):
-    """People paste these: each must run in a namespace that holds nothing but torch and math."""
-    namespace = {"torch": torch, "math": math}
-    exec(compile(ast.parse(inspect.getsource(getattr(dapo, name))), name, "exec"), namespace)
-    pasted = namespace[name]
+    pasted = paste(["group_advantages", name] if name == "reweight_ppl" else [name], torch=torch)[name]
     logp, logp_old, adv, mask = batch()
-    grouped = [x.reshape(2, 3, -1) for x in (adv, logp_old, mask)]
     arguments = {
         "group_advantages": (adv,),
         "overlong_penalty": (mask.sum(1), 4, 2),
         "reweight_low_prob": (adv, logp_old, 0.2),
         "reweight_dominate": (adv, logp_old, 0.2),
-        "reweight_ppl": (*grouped, 0.2),
+        "reweight_ppl": (*(x.reshape(2, 3, -1) for x in (adv, logp_old, mask)), 0.2),
         "dapo_loss": (logp, logp_old, adv, mask),
-        "sample_tokens": (torch.randn(3, 9), 0.7, 0.9),
     }[name]
-    out = pasted(*arguments)
-    for x in out if isinstance(out, tuple) else (out,):
-        assert all(torch.isfinite(v).all() for v in (x.values() if isinstance(x, dict) else (x,)))
+    ours, theirs = getattr(dapo, name)(*arguments), pasted(*arguments)
+    for x, y in zip(ours, theirs, strict=True) if name == "dapo_loss" else [(ours, theirs)]:
+        assert all(torch.equal(x[k], y[k]) for k in x) if isinstance(x, dict) else torch.equal(x, y)
+
+
+def test_rollout_and_sample_tokens_run_pasted_into_an_empty_file():
+    pasted, model = paste(["sample_tokens", "rollout"], torch=torch, math=math), random_qwen()
+    ours, theirs = (
+        function(model, [[5, 6, 7], [8]], 4, 9, [1, 2], temperature=0.7, top_p=0.9, generator=torch.Generator())
+        for function in (dapo.rollout, pasted["rollout"])
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours) and theirs["mask"].sum() > 8
+
+
+def test_token_logprobs_runs_pasted_into_an_empty_file():
+    pasted, model = paste(["token_logprobs"], torch=torch, checkpoint=checkpoint)["token_logprobs"], random_qwen()
+    tokens, mask = torch.randint(3, 40, (3, 9)), torch.ones(3, 9)
+    for ours, theirs in zip(dapo.token_logprobs(model, tokens, mask), pasted(model, tokens, mask), strict=True):
+        assert torch.equal(ours, theirs) and theirs.requires_grad

@@ -4,12 +4,14 @@ several end-of-text ids, checkpoints in bf16, tied and untied heads, Qwen2 and Q
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -19,13 +21,12 @@ from transformers import (
 )
 
 import dapo
-import delta_logp
 import extrapolate
 import grpo_n
 import replace
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = {module.__name__: module for module in (dapo, grpo_n, delta_logp, replace, extrapolate)}
+SCRIPTS = {module.__name__: module for module in (dapo, grpo_n, replace, extrapolate)}
 SYSTEM = "You are a helpful assistant."
 TEMPLATE = (  # the shape of Qwen2.5's: a default system text, then the turns
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM + "<|im_end|>\n{% endif %}"
@@ -90,9 +91,15 @@ def pair(request, tmp_path_factory):
     return folder / "base", folder / "rlvr", folder / "problems.jsonl"
 
 
-def test_weights_are_fp32_copies_of_the_bf16_file(pair):
+def load(folder):
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_weights_are_fp32_copies_of_the_bf16_file(pair, tmp_path):
+    flags = f"--model {pair[0]} --train {pair[2]} --test {pair[2]} --steps 0 --max-response 4 --overlong-buffer 0"
+    dapo.main(dapo.parse_args(f"{flags} --device cpu --out {tmp_path / 'run'}".split()))
     stored = AutoModelForCausalLM.from_pretrained(pair[0], dtype="auto")
-    _, model = dapo.load_model(str(pair[0]), "cpu")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model", dtype="auto")
     assert stored.dtype == torch.bfloat16 and model.dtype == torch.float32
     for (name, x), (_, y) in zip(stored.named_parameters(), model.named_parameters(), strict=True):
         assert torch.equal(x.float(), y), name
@@ -101,42 +108,45 @@ def test_weights_are_fp32_copies_of_the_bf16_file(pair):
 
 
 def test_prompts_are_in_the_chat_template_with_special_tokens_once(pair):
-    tokenizer, model = dapo.load_model(str(pair[0]), "cpu")
-    rows = dapo.encode_prompts(tokenizer, dapo.read_problems(pair[2]), pair[2], 2000)
+    tokenizer, _ = load(pair[0])
+    rows = [row["ids"] for row in dapo.read_problems(pair[2], tokenizer, 2000)]
     first, second = (tokenizer.decode(row) for row in rows[:2])
     assert first == f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
     assert second.startswith("<|im_start|>system\nAnswer in a box.<|im_end|>\n<|im_start|>user\nWhat is six")
     assert "😀" in tokenizer.decode(rows[2]) and len(rows[1]) > 4 * len(rows[0])
     assert sum(i == tokenizer.convert_tokens_to_ids("<|im_start|>") for i in rows[0]) == 3
-    assert dapo.eos_token_ids(model, tokenizer) == [0, 2]
+    with pytest.raises(SystemExit, match=r"line 2: the prompt exceeds 100 tokens"):
+        dapo.read_problems(pair[2], tokenizer, 100)
+    tokenizer.chat_template = None
+    plain = [tokenizer.decode(row["ids"]) for row in dapo.read_problems(pair[2], tokenizer, 2000)]
+    assert plain[0] == "1+1?" and plain[1].startswith("Answer in a box.\n\nWhat is six")
 
 
 @torch.no_grad()
-def test_rollouts_end_at_either_id_and_never_draw_padding(pair):
-    tokenizer, model = dapo.load_model(str(pair[0]), "cpu")
-    prompts = dapo.encode_prompts(tokenizer, dapo.read_problems(pair[2]), pair[2], 2000)
-    how = {"eos_ids": [0, 2], "pad_id": 0, "n_vocab": len(tokenizer)}
-    generator = torch.Generator().manual_seed(0)
-    out = dapo.rollout(model, prompts, 8, 60, **how, generator=generator)
-    lengths = out["mask"].sum(1).long()
-    last = out["tokens"].gather(1, lengths[:, None] - 1)[:, 0]
-    assert set(last[out["finished"]].tolist()) == {0, 2}  # both kinds of end occur, and are kept as the last token
-    assert out["tokens"].max() < len(tokenizer) < 151_936 and len(set(lengths.tolist())) > 5
+def test_8_27_rollouts_end_at_either_id_and_never_draw_padding(pair):
+    tokenizer, model = load(pair[0])
+    problems, args = dapo.read_problems(pair[2], tokenizer, 2000), SimpleNamespace(verifier="exact")
+    args.max_response, args.overlong_buffer, args.temperature = 60, 8, 1.0
+    sampled = dapo.sample_and_check(model, tokenizer, problems, 8, 1.0, torch.Generator().manual_seed(0), args)
+    lengths = [len(r["ids"]) for r in sampled]
+    assert {r["ids"][-1] for r in sampled if r["finished"]} == {0, 2}  # both ends occur, kept as the last token
+    assert all(not {0, 2} & set(r["ids"][:-1]) and "<|im_end|>" not in r["text"] for r in sampled)
+    assert all(r["finished"] or len(r["ids"]) == 60 for r in sampled) and len(set(lengths)) > 5
+    assert max(max(r["ids"]) for r in sampled) < len(tokenizer) < 151_936
     # what the sampler saw is what the scorer finds: unpadded, left-padded and right-padded alike
-    ids = [row[:n] for row, n in zip(out["tokens"].tolist(), lengths.tolist(), strict=True)]
-    tokens, mask = dapo.pack([p for p in prompts for _ in range(8)], ids, 0)
-    logp = dapo.token_logprobs(model, tokens, mask, n_vocab=len(tokenizer))
-    assert torch.allclose(logp[mask == 1], out["logp"][out["mask"] == 1], atol=1e-4)
-    alone = dapo.token_logprobs(model, torch.tensor([prompts[1] + ids[8]]), mask[8:9, : len(prompts[1] + ids[8])])
-    assert not torch.allclose(alone[alone != 0], logp[8][mask[8] == 1], atol=1e-4)  # padding ids do have mass
+    tokens, mask, _ = dapo.pack(sampled, 32, 32)
+    logp, entropy = dapo.token_logprobs(model, tokens, mask, n_vocab=len(tokenizer))
+    assert torch.allclose(logp[mask == 1], torch.tensor([x for r in sampled for x in r["logp"]]), atol=1e-4)
+    assert torch.allclose(entropy.sum(1), torch.tensor([r["entropy"] for r in sampled]), atol=1e-2)
+    free, _ = dapo.token_logprobs(model, tokens, mask)
+    assert not torch.allclose(free[mask == 1], logp[mask == 1], atol=1e-4)  # padding ids do have mass
 
 
-COMMON = "--max-response 12 --seed 3"
+COMMON = "--max-response 12 --seed 3 --device cpu"
 TRAIN = "--steps 2 --prompts-per-step 4 --mini-batch 2 --gen-batch 4 --micro-batch 3 --eval-samples 2 --lr 1e-3"
 FLAGS = {
     "dapo": f"{TRAIN} --overlong-buffer 4 --group-size 4 --max-gen-batches 1 --reweight low-prob",
     "grpo_n": f"{TRAIN} --algorithm grpo-n --group-size 4 --passk-samples 4",
-    "delta_logp": "--samples 2 --bootstrap 5 --micro-batch 3",
     "replace": "--samples 2 --criteria dlogp,kl --ratios 0.2 --reverse dlogp --calibration-problems 4 --bootstrap 5",
     "extrapolate": "--samples 2 --taus=-0.1 --gammas 0.5 --train-problems 4 --bootstrap 5",
 }
@@ -146,27 +156,16 @@ FLAGS = {
 @pytest.mark.parametrize("name", list(SCRIPTS))
 def test_every_script_runs_end_to_end(pair, name, tmp_path, monkeypatch):
     script, (base, rlvr, problems) = SCRIPTS[name], pair
-    dtype = "bf16" if "qwen2-tied" in str(base) else "fp32"
     right = iter(range(10**9))  # a random model is never right: every third response counts as such
-
-    def sometimes(texts, answers, verifier="exact"):
-        return ["right" if next(right) % 3 == 0 else "wrong" for _ in texts]
-
-    monkeypatch.setattr(script, "check_answers", sometimes)
-    if name in ("dapo", "grpo_n"):
-        models = f"--model {base} --train {problems} --test {problems}"
-    elif name == "delta_logp":
-        models = f"--base {base} --rlvr {rlvr} --data {problems} --train {problems}"
-    else:
-        models = f"--base {base} --rlvr {rlvr} --test {problems} --train {problems}"
-    flags = f"{models} {COMMON} {FLAGS[name]} --dtype {dtype} --out {tmp_path / 'run'}"
-    assert script.main(script.parse_args(script.Args, "", flags.split())) == 0
+    monkeypatch.setattr(script, "is_correct", lambda *_: next(right) % 3 == 0)
+    models = f"--model {base}" if name in ("dapo", "grpo_n") else f"--base {base} --rlvr {rlvr}"
+    flags = f"{models} --train {problems} --test {problems} {COMMON} {FLAGS[name]} --out {tmp_path / 'run'}"
+    script.main(script.parse_args(flags.split()))
+    assert (tmp_path / "run" / "config.json").exists() and list((tmp_path / "run").glob("*.png"))
     if name in ("dapo", "grpo_n"):
         rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-        assert len(rows) == 3 and all(row["grad_norm"] > 0 for row in rows[1:])
-        if name == "dapo":
-            assert rows[1]["sampler_gap"] < (1e-5 if dtype == "fp32" else 0.2) and rows[1]["groups"] == 4
+        assert len(rows) == 3 and all(row["grad_norm"] > 0 and row["sampler_gap"] < 1e-5 for row in rows[1:])
         trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
-        assert trained.dtype == torch.float32 and trained.generation_config.eos_token_id == [2, 0]
+        assert trained.dtype == torch.float32 and sorted(trained.generation_config.eos_token_id) == [0, 2]
         assert trained.config.tie_word_embeddings == ("tied" in base.parent.name and "untied" not in base.parent.name)
-        assert dapo.load_model(str(tmp_path / "run" / "model"), "cpu")[0].chat_template == TEMPLATE
+        assert AutoTokenizer.from_pretrained(tmp_path / "run" / "model").chat_template == TEMPLATE
