@@ -1,589 +1,285 @@
-"""How fast the scripts are: each figure a ratio measured in one run on one machine, or an absolute on a named GPU.
+"""How fast the scripts are, and what they need, each against the way one would do it without them.
 
-    python benchmarks/bench.py rollout      # rollout of dapo.py against model.generate
-    python benchmarks/bench.py rollout --model qwen2.5-0.5b     # a full-size shape with random weights, no download
-    python benchmarks/bench.py step         # a step of dapo.py against TRL's GRPOTrainer (pip install trl datasets)
-    python benchmarks/bench.py update       # the update alone on a full-size shape, and its MFU
-    python benchmarks/bench.py memory       # scoring and its gradient, chunked against naive, vocabulary 151,936
-    python benchmarks/bench.py estimate     # the estimate that the scripts print, against the real peak
-    python benchmarks/bench.py two-model    # decode_two of replace.py against two separate decodes
-    python benchmarks/bench.py bandit       # run_bandit against the plain loop of Algorithm 1
-    python benchmarks/bench.py analysis     # score_pair of delta_logp.py against two bare forward passes
+    python benchmarks/bench.py rollout        # or step, memory, two, bandit: seconds to minutes on a CPU; see README.md
+    python benchmarks/bench.py gpu            # all that only a GPU can show, in at most 20 minutes
+    python benchmarks/bench.py gpu --quick    # the same code with tiny sizes, on a CPU too: does it run?
 
-Prints a small table and writes benchmarks/results/NAME-DEVICE.json. Competitors take turns, so that a slow minute of
-the machine hits all of them; a ratio is the median over the rounds, the first round warms up and does not count.
+Writes NAME-DEVICE.json into --out. Competitors take turns, so that a slow minute of the machine hits both; a ratio is
+the median over rounds, `least` and `most` its extremes. The first round warms up and does not count.
 """
 
 import argparse
 import copy
-import functools
-import importlib.util
 import json
 import math
-import platform
+import random
+import re
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-QWEN = {"vocab_size": 151_936, "tie_word_embeddings": True, "rope_theta": 1e6, "max_position_embeddings": 32_768}
-PUBLIC = {  # from the config.json of the public checkpoints; built with random weights
-    "qwen2.5-0.5b": (Qwen2Config, Qwen2ForCausalLM, (896, 4864, 24, 14, 2, None)),
-    "qwen2.5-1.5b": (Qwen2Config, Qwen2ForCausalLM, (1536, 8960, 28, 12, 2, None)),
-    "qwen3-0.6b": (Qwen3Config, Qwen3ForCausalLM, (1024, 3072, 28, 16, 8, 128)),
-}
+import dapo  # noqa: E402
+import replace  # noqa: E402
+import toy_bandit  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+QWEN = {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}  # Qwen2.5-0.5B
+QWEN |= {"num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
+QUICK = QWEN | {"vocab_size": 2048, "hidden_size": 56, "intermediate_size": 64, "num_hidden_layers": 2}
 
 
-def random_model(name):
-    """A model of the public shape `name`, fp32, with random weights."""
-    config, model, (hidden, mlp, layers, heads, kv_heads, head_dim) = PUBLIC[name]
-    shape = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers}
-    shape |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
-    shape |= {} if head_dim is None else {"head_dim": head_dim}
+def tiny_model(name, file, n):
+    """(model, tokenizer, n problems) of the tiny world."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / name)
+    model = AutoModelForCausalLM.from_pretrained(ROOT / name, dtype=torch.float32).to(DEVICE)
+    return model, tokenizer, dapo.read_problems(ROOT / "tiny" / file, tokenizer, 128)[:n]
+
+
+def random_model(shape, n):
+    """(model, n prompts, end ids): random weights draw nearly uniform tokens, and of 128 ids one ends a response."""
     torch.manual_seed(0)
-    return model(config(**QWEN, **shape)).to(DEVICE).eval()
+    rng, ids = random.Random(0), range(shape["vocab_size"])
+    prompts = [rng.choices(ids, k=rng.randint(16, 64)) for _ in range(n)]
+    return Qwen2ForCausalLM(Qwen2Config(**shape)).to(DEVICE).eval(), prompts, list(ids[::128])
 
 
-def clock():
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def timed(work):
+    """(seconds of work(), what it returned)."""
+    wait = torch.cuda.synchronize if DEVICE == "cuda" else int
+    wait()
+    began, out = time.perf_counter(), work()
+    wait()
+    return time.perf_counter() - began, out
 
 
-def alternate(contestants, rounds):
-    """{name: seconds of each round that counts}; contestants {name: function} take turns."""
-    seconds = {name: [] for name in contestants}
-    for i in range(rounds + 1):
-        for name, work in contestants.items():
-            began = clock()
-            work()
-            if i > 0:
-                seconds[name].append(clock() - began)
-    return seconds
+def race(slow, fast, rounds):
+    """How many times the seconds a token of `fast` does `slow` take? Both return the mask of the tokens they made."""
+    rates = [[seconds / mask.sum().item() for seconds, mask in map(timed, (slow, fast))] for _ in range(rounds + 1)][1:]
+    ratios, rate = sorted(a / b for a, b in rates), statistics.median(b for _, b in rates)
+    return {"ratio": statistics.median(ratios), "least": ratios[0], "most": ratios[-1], "tokens_per_second": 1 / rate}
 
 
-def ratio_of(slow, fast, target, **more):
-    """A row of the table: how many times as long `slow` takes, round by round."""
-    rounds = sorted(a / b for a, b in zip(slow, fast, strict=True))
-    return {"ratio": statistics.median(rounds), "rounds": rounds, "target": target} | more
+def sampling(function, *args):
+    """A competitor of race: rollout or decode_two with these arguments."""
+
+    def work():
+        out = function(*args)
+        return out["mask"] if isinstance(out, dict) else out[1]
+
+    return work
 
 
-class ForcedLengths:
-    """Row i of N draws its EOS as token lengths[i] (2 or more), and not before, in a decoder of either kind.
-
-    Called with the logits (n, ..., V) of each token in turn: of all rows, or of those alone that have not ended.
-    """
-
-    def __init__(self, lengths, eos_id):
-        self.lengths, self.eos_id, self.step = torch.as_tensor(lengths, device=DEVICE), eos_id, 0
-
-    def __call__(self, logits):
-        self.step += 1  # these logits draw token number `step`
-        logits[..., self.eos_id] = -math.inf
-        if self.step > 1:  # before that, model.generate has a row for each prompt alone
-            lengths = self.lengths
-            lengths = lengths if len(logits) == len(lengths) else lengths[lengths >= self.step]
-            assert len(lengths) == len(logits)
-            logits[lengths == self.step, ..., self.eos_id] = 1e4
-        return logits
-
-
-def bandwidth():
-    """Bytes a second that a large copy reads and writes."""
-    x = torch.ones(2**28 if DEVICE.type == "cuda" else 2**26, device=DEVICE)
-    y, seconds = torch.empty_like(x), []
-    for _ in range(10):
-        began = clock()
-        y.copy_(x)
-        seconds.append(clock() - began)
-    return 2 * x.numel() * x.element_size() / min(seconds)
-
-
-def attention_shape(model):
-    """(layers, query heads x head size)."""
-    config = model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers, config.num_attention_heads * head
-
-
-def decoding_bytes(model, prompts, lengths, group):
-    """Bytes that decoding has to read: all weights at every step, and the cache of each row that has not ended."""
-    size, (layers, width) = 2 if DEVICE.type == "cuda" else 4, attention_shape(model)  # bf16 there, fp32 here
-    cache = 2 * layers * width * model.config.num_key_value_heads // model.config.num_attention_heads  # numbers a token
-    widths = np.repeat([len(prompt) for prompt in prompts], group)
-    weights = sum(p.numel() for p in model.parameters()) * (int(max(lengths)) - 1)  # the first token is the prompt's
-    return size * (weights + sum(cache * (n - 1) * (w + n / 2) for w, n in zip(widths, map(int, lengths), strict=True)))
-
-
-def rollout(args):
-    """Tokens a second of rollout over those of model.generate: the same model, prompts and lengths.
-
-    On CUDA: rollout by CUDA graph and eager under bf16 autocast, as the scripts run it, and generate with bf16 weights.
-    bound: what reading weights and cache would take at the bandwidth of a large copy, as a share of rollout's seconds.
-    """
-    import dapo
-
-    result, cuda, speed = {}, DEVICE.type == "cuda", bandwidth()
-    original, autocast = dapo.sample_tokens, torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda")
-    for name in args.model.split(",") if args.model else ("tiny/base", "tiny/rlvr"):
-        rng, known = np.random.default_rng(0), name in PUBLIC
-        n_prompts, group, longest = (args.rows // 8, 8, args.tokens) if known else (32, 8, 128)
-        if known:
-            model, eos_id, n_vocab = random_model(name), 151_645, 151_665
-            prompts = [rng.integers(0, 151_000, rng.integers(16, 65)).tolist() for _ in range(n_prompts)]
-            lengths = rng.integers(2, longest + 1, n_prompts * group)
-        else:
-            tokenizer, model = dapo.load_model(str(ROOT / name), DEVICE)
-            eos_id, n_vocab = tokenizer.eos_token_id, len(tokenizer)
-            problems = dapo.read_problems(ROOT / "tiny/test.jsonl")[:n_prompts]
-            prompts = dapo.encode_prompts(tokenizer, problems, "tiny/test.jsonl", 128)
-            generator = torch.Generator(DEVICE).manual_seed(1)
-            how = {"eos_ids": [eos_id], "pad_id": 0, "n_vocab": n_vocab, "generator": generator}
-            lengths = dapo.rollout(model.eval(), prompts, group, longest, **how)["mask"].sum(1).long().clamp(min=2)
-        force = ForcedLengths(lengths, eos_id)
-        width, tokens = max(map(len, prompts)), int(torch.as_tensor(lengths).sum())
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=DEVICE)
-        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
-
-        def ours(graph, force=force, model=model, prompts=prompts, group=group, longest=longest, tokens=tokens):
-            force.step = 0
-            how = {"generator": torch.Generator(DEVICE).manual_seed(1), "cuda_graph": graph}
-            dapo.sample_tokens = lambda logits, *rest: original(force(logits), *rest)
+def update(policy, optimizer, responses, micro_batch):
+    """Phases 2 and 3 of dapo.py's loop, groups of 8: old log-probs, advantages, an update for each half of them."""
+    autocast = torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda")
+    tokens, mask, plan = dapo.pack(responses, len(responses) // 2, micro_batch)
+    tokens, mask = tokens.to(DEVICE), mask.to(DEVICE)
+    logp_old, rewards = torch.zeros_like(mask), torch.tensor([r["reward"] for r in responses], device=DEVICE)
+    adv = dapo.group_advantages(rewards.view(-1, 8)).view(-1, 1).expand_as(mask)
+    policy.train()
+    for rows, width in (micro for mini in plan for micro in mini):
+        with torch.no_grad(), autocast:
+            logp_old[rows, :width], _ = dapo.token_logprobs(policy, tokens[rows, :width], mask[rows, :width])
+    for mini in plan:
+        optimizer.zero_grad()  # before, not after: at the end weights, gradients and AdamW's moments are all there
+        for rows, width in mini:
+            t, m, old, a = (x[rows, :width] for x in (tokens, mask, logp_old, adv))
             with autocast:
-                out = dapo.rollout(model, prompts, group, longest, [force.eos_id], 0, **how)
-            dapo.sample_tokens = original
-            assert out["mask"].sum() == tokens
-
-        other = copy.deepcopy(model).bfloat16() if cuda else model
-
-        @torch.no_grad()
-        def theirs(force=force, model=other, ids=ids, attention=attention, group=group, longest=longest):
-            force.step = 0
-            handle = model.get_output_embeddings().register_forward_hook(lambda module, inputs, out: force(out))
-            how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": group}
-            how |= {"max_new_tokens": longest, "eos_token_id": force.eos_id, "pad_token_id": 0}
-            model.generate(input_ids=ids, attention_mask=attention, **how)
-            handle.remove()
-
-        kinds = {"rollout": functools.partial(ours, cuda), "generate": theirs}
-        kinds |= {"eager rollout": functools.partial(ours, False)} if cuda else {}
-        seconds = alternate(kinds, args.rounds)
-        for kind in [kind for kind in kinds if kind != "generate"]:
-            target = {"tiny/base": 3, "tiny/rlvr": 2}.get(name) if not cuda else 5 if kind == "rollout" else None
-            spent = statistics.median(seconds[kind])
-            more = {"tokens": tokens, "tokens_per_second": tokens / spent, "bytes_per_second_of_a_copy": speed}
-            more["share_of_bound"] = decoding_bytes(model, prompts, lengths, group) / speed / spent
-            label = (
-                name + (", eager" if kind == "eager rollout" else "") + f" ({more['share_of_bound']:.0%} of the bound)"
-            )
-            result[label] = ratio_of(seconds["generate"], seconds[kind], target, **more)
-    return result
-
-
-def update(args):
-    """Seconds of an update on all logits at once over those of dapo.py's: forward, loss, backward and AdamW.
-
-    MFU: 6 FLOP a parameter and token, and 12 x layers x heads x head size x context a token, over the rate of
-    a large matrix product in the same precision.
-    """
-    import dapo
-
-    name, cuda = args.model or "qwen2.5-0.5b", DEVICE.type == "cuda"
-    model, autocast = random_model(name), torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda")
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
-    tokens = torch.randint(151_000, (args.rows, args.tokens + 1), device=DEVICE)
-    mask = torch.ones(tokens.shape, device=DEVICE)
-    mask[:, 0] = 0
-    adv = torch.randn(len(tokens), 1, device=DEVICE).expand_as(mask)
-
-    def logp_of(kind):
-        if kind == "dapo.py":
-            return dapo.token_logprobs(model, tokens, mask)
-        logp = torch.log_softmax(model(tokens).logits[:, :-1].float(), dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]
-        return torch.nn.functional.pad(logp, (1, 0))
-
-    def work(kind):
-        with autocast:
-            logp = logp_of(kind)
-        dapo.dapo_loss(logp, logp.detach(), adv, mask)[0].backward()
+                logp, _ = dapo.token_logprobs(policy, t, m)
+            dapo.dapo_loss(logp, old, a, m, n_tokens=sum(mask[rows].sum() for rows, _ in mini))[0].backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0, error_if_nonfinite=True)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
-    a = torch.randn(8192 if cuda else 2048, 8192 if cuda else 2048, device=DEVICE)
-    a, rates = a.bfloat16() if cuda else a, []
-    for _ in range(10):
-        began = clock()
-        a @ a
-        rates.append(2 * len(a) ** 3 / (clock() - began))
-    seconds = alternate({kind: functools.partial(work, kind) for kind in ("dapo.py", "naive")}, args.rounds)
-    spent, n, (layers, width) = statistics.median(seconds["dapo.py"]), args.rows * args.tokens, attention_shape(model)
-    flop = n * (
-        6 * model.num_parameters() + 12 * layers * width * args.tokens / 2
-    )  # causal: half the context, on average
-    more = {
-        "tokens": n,
-        "tokens_per_second": n / spent,
-        "mfu": flop / spent / max(rates),
-        "flops_of_a_product": max(rates),
-    }
-    label = f"{name}, {args.rows} x {args.tokens} tokens ({more['mfu']:.0%} MFU)"
-    return {label: ratio_of(seconds["naive"], seconds["dapo.py"], None, **more)}
+
+def generate(model, prompts, group_size, longest, ends):
+    """What rollout does, by model.generate."""
+    width, stops = max(map(len, prompts)), torch.tensor(ends, device=DEVICE)
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=DEVICE)
+    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
+    full_softmax = {"do_sample": True, "top_k": 0, "top_p": 1.0, "eos_token_id": ends, "pad_token_id": 0}
+    limits = {"num_return_sequences": group_size, "max_new_tokens": longest}
+    ended = torch.isin(model.generate(ids, attention_mask=attention, **full_softmax, **limits)[:, width:], stops).long()
+    return {"mask": ended.cumsum(1) == ended}  # up to the first end, which counts
+
+
+# -------------------------------------------------------------------- benchmarks: each yields (label, row of results)
+def rollout(args):
+    """model.generate over rollout of dapo.py: the tiny models, and the shape of Qwen2.5-0.5B with 16 rows."""
+    cases, n = {"Qwen2.5-0.5B shape, 16 rows": random_model(QUICK if args.quick else QWEN, 2)}, 4 if args.quick else 32
+    for name in ("tiny/base", "tiny/rlvr"):
+        model, tokenizer, problems = tiny_model(name, "test.jsonl", n)
+        cases[name] = model, [p["ids"] for p in problems], [tokenizer.eos_token_id]
+    for label, (model, prompts, ends) in cases.items():
+        case = model, prompts, 8, 128 if label.startswith("tiny") else 32, ends
+        yield label, race(sampling(generate, *case), sampling(dapo.rollout, *case), args.rounds)
 
 
 def step(args):
-    """Seconds of TRL's GRPOTrainer for a step over those of dapo.py: 256 responses sampled and checked, two updates.
+    """A step of TRL over one of dapo.py: 32 groups of 8 sampled and checked, two updates on all of them, CPU, fp32."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
 
-    Both train on all 32 groups of 8, informative or not, with the clip-higher token-level loss, AdamW and no KL, at a
-    learning rate that leaves the model, and so the lengths, as they are.
-    """
-    import dapo
+    def reward(completions, answer, **_):
+        return [2.0 * dapo.is_correct(x[0]["content"], a) - 1 for x, a in zip(completions, answer, strict=True)]
 
-    try:
-        from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
-    except ImportError as error:
-        sys.exit(f"bench.py step: error: {error.name} is missing; pip install trl datasets")
-    result, G, n = {}, 8, 32
+    n, dapo_args = 4 if args.quick else 32, dapo.Args(device="cpu")  # lr 1e-9: the lengths stay as they are
+    config = {"num_generations": 8, "per_device_train_batch_size": n * 4, "steps_per_generation": 2, "max_steps": 2}
+    config |= {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "learning_rate": 1e-9}
+    config |= {"max_completion_length": 128, "top_k": 0, "gradient_checkpointing": False, "save_strategy": "no"}
+    config |= {"bf16": False, "use_cpu": True, "logging_steps": 1, "report_to": [], "disable_tqdm": True}
     for name in ("tiny/base", "tiny/rlvr"):
-        problems = dapo.read_problems(ROOT / "tiny/train.jsonl")[: n * (args.rounds + 1)]
-        tokenizer, model = dapo.load_model(str(ROOT / name), DEVICE)
-        prompts = dapo.encode_prompts(tokenizer, problems, "tiny/train.jsonl", 128)
-        how = {"max_new_tokens": 128, "eos_ids": [tokenizer.eos_token_id], "pad_id": 0, "n_vocab": len(tokenizer)}
-        how |= {"temperature": 1.0, "top_p": 1.0, "generator": torch.Generator(DEVICE).manual_seed(1)}
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, weight_decay=0.0)
-        ours, our_tokens = [], 0
-        for i in range(0, len(problems), n):  # the phases of dapo.py's loop
-            began = clock()
-            part = dapo.sample_and_check(model, tokenizer, problems[i : i + n], prompts[i : i + n], G, **how)
-            reward = 2.0 * part["right"] - 1 + dapo.overlong_penalty(part["length"], 128, 32)
-            asked = [x for x in prompts[i : i + n] for _ in range(G)]
-            tokens, mask = dapo.pack(asked, part["ids"], 0, DEVICE)
-            plan = dapo.micro_batches(mask, n * G // 2, 32)
-            old = torch.zeros_like(mask)
-            for rows, width in (micro for mini in plan for micro in mini):
-                with torch.no_grad():
-                    old[rows, :width] = dapo.token_logprobs(model, tokens[rows, :width], mask[rows, :width])
-            adv = dapo.group_advantages(reward).to(DEVICE).view(-1, 1).expand_as(mask)
-            for mini in plan:
-                count = sum(mask[rows].sum() for rows, _ in mini)
-                for rows, width in mini:
-                    logp = dapo.token_logprobs(model, tokens[rows, :width], mask[rows, :width])
-                    a, m, o = (x[rows, :width] for x in (adv, mask, old))
-                    dapo.dapo_loss(logp, o, a, m, n_tokens=count)[0].backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            ours.append(clock() - began)
-            our_tokens += part["mask"].sum().item()
-        tokenizer, model = dapo.load_model(str(ROOT / name), DEVICE)
-
-        def reward(completions, answer, **_):
-            return [2.0 * dapo.is_correct(x[0]["content"], a) - 1 for x, a in zip(completions, answer, strict=True)]
-
+        model, tokenizer, problems = tiny_model(name, "train.jsonl", n)
         rows = [{"prompt": [{"role": "user", "content": p["prompt"]}], "answer": p["answer"]} for p in problems]
-        theirs, lengths = [], []
+        data = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = GRPOTrainer(copy.deepcopy(model), reward, GRPOConfig(output_dir=scratch, **config), **data)
+        trainer.remove_callback(transformers.PrinterCallback)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
 
-        class Clock(transformers.TrainerCallback):
-            began = None
+        def theirs(trainer=trainer):
+            trainer.train()
+            return torch.tensor(trainer.state.log_history[0]["completions/mean_length"] * n * 8)
 
-            def on_step_begin(self, *_, theirs=theirs, **__):
-                if self.began is None:
-                    self.began, self.updates = clock(), 0
+        def ours(model=model, tokenizer=tokenizer, problems=problems, optimizer=optimizer):
+            responses = dapo.sample_and_check(model, tokenizer, problems, 8, 1.0, None, dapo_args)
+            update(model, optimizer, responses, dapo_args.micro_batch)
+            return torch.tensor([len(r["ids"]) for r in responses])
 
-            def on_step_end(self, *_, theirs=theirs, **__):
-                self.updates += 1
-                if self.updates == 2:  # two updates a generation, as in dapo.py
-                    theirs.append(clock() - self.began)
-                    self.began = None
-
-            def on_log(self, a, s, c, logs=None, lengths=lengths, **__):
-                lengths += [logs["completions/mean_length"]] if "completions/mean_length" in (logs or {}) else []
-
-        config = {"per_device_train_batch_size": n * G // 2, "gradient_accumulation_steps": 1, "num_generations": G}
-        config |= {"steps_per_generation": 2, "num_iterations": 1, "max_steps": 2 * (args.rounds + 1), "beta": 0.0}
-        config |= {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "temperature": 1.0, "top_p": 1.0}
-        config |= {"max_completion_length": 128, "learning_rate": 1e-9, "weight_decay": 0.0, "max_grad_norm": 1.0}
-        config |= {"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True, "bf16": False}
-        config |= {"use_cpu": DEVICE.type == "cpu", "output_dir": args.scratch, "shuffle_dataset": False, "top_k": 0}
-        config |= {"gradient_checkpointing": False, "seed": 1}
-        trainer = GRPOTrainer(
-            model=model,
-            reward_funcs=reward,
-            args=GRPOConfig(**config),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            callbacks=[Clock()],
-        )
-        trainer.train()
-        tokens_ours, tokens_theirs = our_tokens / len(ours) / n / G, float(np.mean(lengths))
-        row = ratio_of(theirs[1:], ours[1:], 2.5, tokens_a_response={"dapo.py": tokens_ours, "TRL": tokens_theirs})
-        result[name] = row | {"seconds": {"dapo.py": statistics.median(ours[1:]), "TRL": statistics.median(theirs[1:])}}
-    return result
+        yield name, race(theirs, ours, args.rounds)
 
 
 def memory(args):
-    """Peak memory of scoring and its gradient, vocabulary 151,936, a process for each: the others' over chunked.
-
-    naive: log_softmax of all logits. TRL: its selective_log_softmax on all logits, left out where TRL is missing.
-    """
-    result, others = {}, ["naive"] + (["TRL"] if importlib.util.find_spec("trl") else [])
-    for tokens in (512, 1024, 2048):
-        peak = {}
-        for kind in ("chunked", *others):
-            command = [sys.executable, __file__, "memory-of", "--kind", kind, "--tokens", str(tokens)]
-            peak[kind] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        for kind in others:
-            row = ratio_of([peak[kind]], [peak["chunked"]], None, mib={name: peak[name] for name in ("chunked", kind)})
-            result[f"{tokens} tokens: {kind} {peak[kind]:,.0f} MiB, chunked {peak['chunked']:,.0f} MiB"] = row
-    return result
-
-
-def memory_of(args):
-    """MiB that a forward and backward pass of log-probs adds to the peak of this process, or of the GPU."""
-    import dapo
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = Qwen3ForCausalLM(Qwen3Config(**QWEN, **shape, num_key_value_heads=2, head_dim=32)).to(DEVICE)
-    tokens = torch.randint(151_936, (args.tokens // 128, 129), device=DEVICE)
-
-    def work(kind, tokens):
-        model.zero_grad()
-        if kind == "chunked":
-            mask = torch.ones(tokens.shape, device=DEVICE)
-            logp = dapo.token_logprobs(
-                model, tokens, mask.index_fill(1, torch.tensor([0], device=DEVICE), 0), chunk=128
-            )
+    """MiB that log-probs over 151,936 ids and their gradient add to the peak of this process, on the CPU."""
+    model, peaks = random_model(QUICK | {"vocab_size": QWEN["vocab_size"]}, 0)[0].cpu(), []
+    for chunked, tokens in ((True, 8), (False, 8), (True, 512), (True, 2048), (False, 512), (False, 2048)):  # rising
+        ids = torch.randint(999, (tokens // 8, 9))
+        if chunked:
+            logp, _ = dapo.token_logprobs(model, ids, torch.ones(ids.shape), chunk=128)
         else:
-            logits, targets = model(tokens).logits[:, :-1].float(), tokens[:, 1:]
-            if kind == "TRL":
-                from trl.trainer.utils import selective_log_softmax
-
-                logp = selective_log_softmax(logits, targets)
-            else:
-                logp = torch.log_softmax(logits, dim=-1).gather(-1, targets[..., None])
+            logp = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
         logp.sum().backward()
-
-    def peak():
-        if DEVICE.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-    work(args.kind, tokens[:1, :5])  # gradients, workspaces and imports are there before the measurement
-    before = peak()
-    work(args.kind, tokens)
-    print(peak() - before)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+    for i, tokens in enumerate((512, 2048), start=2):
+        yield f"{tokens} tokens", {"token_logprobs": peaks[i] - peaks[1], "all logits at once": peaks[i + 2] - peaks[1]}
 
 
-def estimate(args):
-    """What estimate_memory says before a run, over the peak that sampling and one update really reach."""
-    name = args.model or "qwen2.5-0.5b"
-    command = [sys.executable, __file__, "estimate-of", "--model", name]
-    command += ["--rows", str(args.rows), "--tokens", str(args.tokens)]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    mib = {what: size / 2**20 for what, size in found.items()}
-    sizes = f"estimated {mib['at most']:,.0f}, measured {mib['measured']:,.0f} MiB"
-    label = f"{name}, {args.rows} x {args.tokens} tokens: {sizes}"
-    return {label: ratio_of([mib["at most"]], [mib["measured"]], None, mib=mib)}
-
-
-def estimate_of(args):
-    """Bytes, as JSON: the estimate's parts, and what loading, sampling and two updates add to this process or GPU."""
-    import dapo
-
-    def peak():
-        if DEVICE.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
-
-    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    small = Qwen2ForCausalLM(Qwen2Config(vocab_size=99, **shape))
-    small(torch.ones(1, 1, dtype=torch.long)).logits.sum().backward()  # imports and workspaces are there before
-    before, model = peak(), random_model(args.model)
-    cuda, half = DEVICE.type == "cuda", max(1, args.rows // 2)
-    need = dapo.estimate_memory([model], cuda, args.rows, args.tokens, half)
-    optimizer, width = torch.optim.AdamW(model.parameters(), lr=1e-9), args.tokens // 2
-    prompts = [torch.randint(151_000, (width,)).tolist() for _ in range(args.rows)]
-    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=cuda):
-        out = dapo.rollout(model, prompts, 1, args.tokens - width, [151_645], 0, cuda_graph=cuda)
-    ids = [row[: int(n)] for row, n in zip(out["tokens"].tolist(), out["mask"].sum(1), strict=True)]
-    tokens, mask = dapo.pack(prompts[:half], ids[:half], 0, DEVICE)
-    model.train()
-    for _ in range(2):  # the second update has gradients, AdamW's state and activations at once
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=cuda):
-            logp = dapo.token_logprobs(model, tokens, mask)
-        dapo.dapo_loss(logp, logp.detach(), torch.ones_like(mask), mask)[0].backward()
-        optimizer.step()
-    print(json.dumps(need | {"measured": peak() - before}))
-
-
-def two_model(args):
-    """Seconds a token of decode_two, over the sum of the seconds a token of two rollouts of one model.
-
-    Where nothing fires, decode_two draws exactly the tokens of `rollout` on the base; where everything fires, responses
-    are as long as the RLVR model's. Both models have one architecture, so two separate decodes of the same tokens cost
-    twice one rollout. kl adds the cost of a criterion over the vocabulary.
-    """
-    import dapo
-    import replace
-
-    models, _, ids = replace.load_models((str(ROOT / "tiny/base"), str(ROOT / "tiny/rlvr")), "", DEVICE)
-    base, rlvr = models.values()
-    problems = replace.read_problems(ROOT / "tiny/test.jsonl")[:100]
-    prompts = replace.encode_prompts(dapo.load_model(str(ROOT / "tiny/rlvr"), DEVICE)[0], problems, "test", 128)
-    result = {}
-    for name, model, score, threshold in (
-        ("never fires (dlogp), against the base", base, replace.score_dlogp, math.inf),
-        ("never fires (kl), against the base", base, replace.score_kl, math.inf),
-        ("always fires (dlogp), against RLVR", rlvr, replace.score_dlogp, -math.inf),
-        ("always fires (kl), against RLVR", rlvr, replace.score_kl, -math.inf),
-    ):
-        counts = {"one": [], "two": []}
-
-        def one(model=model, counts=counts):
-            how = {"generator": torch.Generator(DEVICE).manual_seed(len(counts["one"]))} | ids
-            counts["one"].append(dapo.rollout(model, prompts, 8, 128, **how)["mask"].sum().item())
-
-        def two(score=score, threshold=threshold, counts=counts):
-            how = {"generator": torch.Generator(DEVICE).manual_seed(len(counts["two"])), "max_new_tokens": 128} | ids
-            out = replace.decode_two(base, rlvr, prompts, score, [threshold] * 8, [0.0] * 8, **how)
-            counts["two"].append(out["mask"].sum().item())
-
-        seconds = alternate({"one": one, "two": two}, args.rounds)
-        rates = {k: [s / n for s, n in zip(seconds[k], counts[k][1:], strict=True)] for k in seconds}
-        result[name] = ratio_of(rates["two"], [2 * x for x in rates["one"]], 1.2)
-    return result
+def two(args):
+    """decode_two of replace.py over one rollout: 2 is what two separate decodes take."""
+    (base, tokenizer, problems), (rlvr, *_) = (tiny_model(f"tiny/{x}", "test.jsonl", 100) for x in ("base", "rlvr"))
+    ids, end = [p["ids"] for p in problems[: 4 if args.quick else None]], [tokenizer.eos_token_id]
+    for label, model, score, threshold in (("nothing", base, "dlogp", math.inf), ("everything", rlvr, "kl", -math.inf)):
+        both = sampling(replace.decode_two, base, rlvr, ids, replace.SCORES[score], [threshold] * 8, 128, end)
+        yield f"{label} replaced, {score}", race(both, sampling(dapo.rollout, model, ids, 8, 128, end), args.rounds)
 
 
 def bandit(args):
-    """Seconds of 1,000 runs by a loop over Algorithm 1 over those of run_bandit. The loops are timed on 10 runs.
-
-    One loop is written with numpy, a call for each line of the listing; the other, which the tests compare run_bandit
-    with, is Python alone, and at three actions faster than that.
-    """
-    import toy_bandit
-
+    """The loop of the tests, a run after the other, over run_bandit of toy_bandit.py with 1,000 runs side by side."""
     sys.path.insert(0, str(ROOT / "tests"))
     from test_toy_bandit import algorithm_1
 
-    steps, uniforms = 2000, np.random.default_rng(0).random((2000, 2))
-    rewards, start, rng = np.array(toy_bandit.REWARDS), np.array(toy_bandit.POLICY), np.random.default_rng(0)
-    how = {"steps": steps, "group_size": 2, "lr": 0.1, "temperature": 1.0, "optimizer": "sgd"}
-
-    def with_numpy():
-        for _ in range(10):
-            z = np.log(start)
-            for _ in range(steps):
-                pi = np.exp(z - z.max())
-                pi /= pi.sum()
-                actions = rng.choice(3, size=2, p=pi)
-                adv = rewards[actions] - rewards[actions].mean()
-                z = z + 0.1 * (adv[:, None] * (np.eye(3)[actions] - pi)).mean(axis=0)
-
-    def python_alone():
-        for _ in range(10):
-            algorithm_1(toy_bandit.REWARDS, toy_bandit.POLICY, uniforms=uniforms, signs="both", **how)
-
-    def ours():
-        toy_bandit.run_bandit(toy_bandit.REWARDS, toy_bandit.POLICY, n_runs=1000, **how)
-
-    seconds = alternate({"numpy": with_numpy, "python": python_alone, "ours": ours}, args.rounds)
-    targets = {"numpy": 200, "python": None}
-    return {
-        f"1,000 runs x 2,000 updates, loop in {name}": ratio_of(
-            [100 * x for x in seconds[name]], seconds["ours"], target
-        )
-        for name, target in targets.items()
-    }
+    case, steps = (toy_bandit.REWARDS, toy_bandit.POLICY), 20 if args.quick else 2000
+    how = {"steps": steps, "group_size": 2, "lr": 0.1, "temperature": 1.0}
+    uniforms = torch.rand(steps, 2).tolist()
+    loop = lambda: torch.ones(len([algorithm_1(*case, uniforms=uniforms, **how)]))  # noqa: E731
+    yield "a run", race(loop, lambda: torch.ones(len(toy_bandit.run_bandit(*case, n_runs=1000, **how))), args.rounds)
 
 
-def analysis(args):
-    """Share of the speed of two bare forward passes that score_pair keeps: all metrics of every token, both models."""
-    import delta_logp
-
-    models, tokenizer, ids = delta_logp.load_models((str(ROOT / "tiny/base"), str(ROOT / "tiny/rlvr")), "", DEVICE)
-    base, rlvr = models.values()
-    problems = delta_logp.read_problems(ROOT / "tiny/test.jsonl")[:64]
-    prompts = delta_logp.encode_prompts(tokenizer, problems, "test", 128)
-    how = {"max_new_tokens": 128, "generator": torch.Generator(DEVICE).manual_seed(1)} | ids
-    part = delta_logp.sample_and_check(rlvr, tokenizer, problems, prompts, 1, **how)
-    cases = {"tiny pair": (base, rlvr, delta_logp.pack(prompts, part["ids"], 0, DEVICE), ids["n_vocab"])}
-    if args.model:
-        name = args.model
-        pair = random_model(name), random_model(name)
-        rng = np.random.default_rng(0)
-        asked, answers = (
-            [rng.integers(0, 151_000, n).tolist() for _ in range(args.rows // 8)] for n in (32, args.tokens)
-        )
-        cases = {name: (*pair, delta_logp.pack(asked, answers, 0, DEVICE), 151_665)}
-    result = {}
-    for name, (one, two, (tokens, mask), n_vocab) in cases.items():
-
-        @torch.no_grad()
-        def bare(one=one, two=two, tokens=tokens):
-            for model in (one, two):
-                model(tokens, use_cache=False)
-
-        def full(one=one, two=two, tokens=tokens, mask=mask, n_vocab=n_vocab):
-            delta_logp.score_pair(one, two, tokens, mask, n_vocab=n_vocab)
-
-        seconds = alternate({"bare": bare, "full": full}, args.rounds)
-        result[name] = ratio_of(seconds["bare"], seconds["full"], 0.7)
-    return result
+def command(*words):
+    """Run python in the repository: its last lines; an error if it fails."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+    return {"says": done.stdout[-500:]}
 
 
-BENCHMARKS = {
-    "rollout": rollout,
-    "step": step,
-    "update": update,
-    "memory": memory,
-    "two-model": two_model,
-    "bandit": bandit,
-}
-BENCHMARKS |= {"analysis": analysis, "memory-of": memory_of, "estimate": estimate, "estimate-of": estimate_of}
+def limits():
+    """(bytes a second of a copy, flop a second of a bf16 product) that this device reaches; tiny on a CPU."""
+    n = 8192 if DEVICE == "cuda" else 256
+    x = torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16)
+    copied, multiplied = (min(timed(work)[0] for _ in range(5)) for work in (x.clone, lambda: x @ x))
+    return 2 * x.numel() * 2 / copied, 2 * n**3 / multiplied
 
 
-def main():
+def gpu(args):
+    """The gpu-marked tests, the default dapo.py, and the shape of Qwen2.5-0.5B as dapo.py runs it on a GPU."""
+    if DEVICE == "cpu" and not args.quick:
+        sys.exit("error: PyTorch finds no CUDA device here; --quick tries the same code with tiny sizes")
+    with tempfile.TemporaryDirectory() as out:
+        short = "--steps 1 --prompts-per-step 4 --mini-batch 2 --eval-problems 4".split() if args.quick else []
+        seconds, says = timed(lambda: command("dapo.py", "--out", f"{out}/run", *short))
+        yield "default dapo.py", {"seconds": seconds} | says
+    if DEVICE == "cuda":
+        yield "gpu-marked tests", command("-m", "pytest", "-q", "-m", "gpu", "-n", "0")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as the scripts do
+    sizes, longest = ((16, 24), 16) if args.quick else ((256, 512), 256)
+    policy, prompts, ends = random_model(QUICK if args.quick else QWEN, sizes[-1] // 8)
+    sampler = copy.deepcopy(policy).to(torch.bfloat16 if DEVICE == "cuda" else torch.float32)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-9, fused=DEVICE == "cuda")
+    token_bytes = 2 * 2 * sum(layer.self_attn.k_proj.out_features for layer in policy.model.layers)  # of cache, in bf16
+    (bandwidth, product), weights = limits(), policy.num_parameters()
+    for rows in sizes:
+
+        def sample(rows=rows):
+            return dapo.rollout(sampler, prompts[: rows // 8], 8, longest, ends)
+
+        sample()  # warms up
+        seconds, out = timed(sample)
+        lengths = out["mask"].sum(1).long().tolist()
+        responses = [
+            {"prompt": prompts[i // 8], "ids": out["tokens"][i, :n].tolist(), "reward": float(i % 2)}
+            for i, n in enumerate(lengths)
+        ]
+        cached = sum(n * (len(r["prompt"]) + n / 2) for r, n in zip(responses, lengths, strict=True))
+        bound = (2 * weights * max(lengths) + token_bytes * cached) / bandwidth  # weights and cache, read at every step
+        row = {
+            "rollout, seconds": seconds,
+            "tokens a second": sum(lengths) / seconds,
+            "share of bound": bound / seconds,
+        }
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        update(policy, optimizer, responses, 16)  # warms up
+        seconds, _ = timed(lambda responses=responses: update(policy, optimizer, responses, 16))
+        tokens = sum(len(r["prompt"]) + len(r["ids"]) for r in responses)
+        row |= {"update, seconds": seconds, "MFU": 8 * weights * tokens / seconds / product}  # scored, then trained on
+        row["GB by the table"] = (18 * weights + token_bytes * sum(len(r["prompt"]) + longest for r in responses)) / 1e9
+        row |= {"GB at the peak": torch.cuda.max_memory_allocated() / 1e9} if DEVICE == "cuda" else {}
+        yield f"{rows} rows", row
+    if DEVICE == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        yield f"{rows} rows, cuDNN attention", {"rollout, seconds": timed(sample)[0]}
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    sampler.forward = torch.compile(sampler.forward, dynamic=True)
+    yield f"{rows} rows, compiled", {"first, seconds": timed(sample)[0], "rollout, seconds": timed(sample)[0]}
+
+
+def main(argv=None):
+    """Run a benchmark, print a line for each of its rows, write them to --out."""
+    benchmarks = {f.__name__: f for f in (rollout, step, memory, two, bandit, gpu)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=BENCHMARKS)
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that count")
-    parser.add_argument(
-        "--model", default="", help=f"a full-size shape instead of the tiny models: {', '.join(PUBLIC)}"
-    )
-    parser.add_argument("--rows", type=int, default=16, help="responses decoded side by side by a full-size model")
-    parser.add_argument(
-        "--tokens", type=int, default=32, help="most new tokens of a full-size model; tokens of memory-of"
-    )
-    parser.add_argument("--kind", default="chunked", help="of memory-of")
-    parser.add_argument("--scratch", default="/tmp/bench-trl", help="folder for TRL's own files")
-    args = parser.parse_args()
-    transformers.utils.logging.disable_progress_bar()
-    result = BENCHMARKS[args.name](args)
-    if result is None:
-        return
-    print("| | median | least | most | target |\n|---|---|---|---|---|")
-    for name, row in result.items():
-        target = "" if row["target"] is None else row["target"]
-        print(f"| {name} | {row['ratio']:.2f} | {row['rounds'][0]:.2f} | {row['rounds'][-1]:.2f} | {target} |")
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    about = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    about |= {"transformers": transformers.__version__, "machine": platform.machine(), "arguments": vars(args)}
-    name = "-".join([args.name, *filter(None, [args.model.replace("/", "-").replace(",", "-")]), device])
-    path = ROOT / "benchmarks" / "results" / f"{name.replace(' ', '-').lower()}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about | {"result": result}, indent=2) + "\n")
-    print(f"written: {path.relative_to(ROOT)}")
+    parser.add_argument("name", choices=benchmarks)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results"), help="folder of the result")
+    args, result = parser.parse_args(argv), {}
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    for label, row in benchmarks[args.name](args):
+        result[label] = row
+        print(f"{label}: " + ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+        name = re.sub(r"[^a-z0-9.]+", "-", f"{args.name}-{device.partition(',')[0]}".lower())
+        about = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__}
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        (Path(args.out) / f"{name}.json").write_text(json.dumps(about | {"rows": result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -89,9 +89,9 @@ SHORT = {  # flags that make a README command take seconds, without changing wha
     "dapo.py": "--steps 2 --prompts-per-step 4 --mini-batch 2 --gen-batch 8 --eval-problems 10 --out {tmp}/run",
     "grpo_n.py": "--steps 2 --prompts-per-step 4 --mini-batch 2 --gen-batch 4 --eval-problems 10 --passk-samples 2"
     " --out {tmp}/run",
-    "delta_logp.py": "--problems 4 --samples 2 --batch-prompts 2 --bootstrap 10 --out {tmp}/run",
+    "delta_logp.py": "--problems 4 --samples 2 --bootstrap 10 --out {tmp}/run",
     "extrapolate.py": "--problems 3 --train-problems 3 --samples 2 --gammas 0.5 --taus=-1 --bootstrap 20"
-    " --theorem-problems 70 --out {tmp}/run",
+    " --out {tmp}/run",
     "replace.py": "--problems 4 --samples 2 --ratios 0.1,0.3 --calibration-problems 4 --calibration-passes 1"
     " --criteria dlogp,random --bootstrap 20 --out {tmp}/run",
     "toy_bandit.py": "--runs 20 --steps 200 --out {tmp}/run",

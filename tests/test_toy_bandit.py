@@ -207,7 +207,7 @@ def test_wilson_interval():
     ],
 )
 def test_bad_input_is_one_sentence(wrong):
-    with pytest.raises(ValueError, match="^want ") as error:
+    with pytest.raises(ValueError, match=r"^want ") as error:
         run_bandit(**({"rewards": REWARDS, "init_probs": POLICY} | wrong))
     assert "\n" not in str(error.value)
 
