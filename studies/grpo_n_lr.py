@@ -33,6 +33,7 @@ def train(algorithm, lr, out, steps, validation):
             f"--algorithm {algorithm} --lr {lr} --entropy-coef 0 --steps {steps} --eval-every {steps} --passk-samples 0"
         )
         flags += " --eps-low 3e-4 --eps-high 4e-4" * algorithm.startswith("gspo")
+        flags += " --prompts-per-step 4 --mini-batch 2 --gen-batch 4" * (steps == 2)  # --quick
         flags += " --resume" * (out / "config.json").exists()
         command = [sys.executable, "grpo_n.py", *flags.split(), "--test", str(validation), "--out", str(out)]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -33,6 +33,7 @@ def sample(model, temperature, top_p, args):
     if not (out / "passk.json").exists():
         flags = f"--steps 0 --passk-samples {args.samples} --passk-problems {args.problems} --passk-temperature"
         flags += f" {temperature} --passk-top-p {top_p} --kl-coef 0 --eval-problems 1 --test {args.test}"
+        flags += f" --train {args.test}"  # read, and not used
         flags += " --resume" * (out / "config.json").exists()
         command = [sys.executable, "grpo_n.py", *flags.split(), "--model", model, "--out", str(out)]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:

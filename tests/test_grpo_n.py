@@ -303,7 +303,7 @@ def test_each_algorithm_has_a_learning_rate_of_its_own():
 
 @pytest.mark.parametrize(
     ("command", "rows"),
-    [("studies/passk.py tiny/base tiny/rlvr --quick --runs {tmp}", 4), ("studies/grpo_n_lr.py --quick --out {tmp}", 2)],
+    [("studies/passk.py tiny/base --quick --runs {tmp}", 4), ("studies/grpo_n_lr.py --quick --out {tmp}", 2)],
 )
 def test_studies_run_in_their_quick_form(tmp_path, command, rows):
     found = subprocess.run([sys.executable, *command.format(tmp=tmp_path).split()], capture_output=True, text=True)
