@@ -275,7 +275,8 @@ def read_responses(path, tokenizer, context, verifier):
         if "response_ids" not in row:
             ids = tokenizer(text.encode("utf-8", "replace").decode(), add_special_tokens=False)["input_ids"]
             row["response_ids"] = [*ids, tokenizer.eos_token_id]
-        if not (0 < len(row["response_ids"]) <= room and known.issuperset(row["response_ids"])):
+        ids = row["response_ids"] if isinstance(row["response_ids"], list) else []
+        if not (0 < len(ids) <= room and all(isinstance(i, int) and i in known for i in ids)):
             sys.exit(f"error: {path}, line {number}: want a response of 1 to {room} tokens that the vocabulary has")
         row["right"] = bool(row["right"]) if "right" in row else is_correct(text, row["answer"], verifier)
     if {row["source"] for row in rows} != {*SOURCES}:

@@ -1,13 +1,18 @@
-"""The benchmarks run in their quick form, and their competitors do the same work."""
+"""The benchmarks run in their quick form, their competitors do the same work, and the bounds are counted right."""
 
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import emulated
 import pytest
 import torch
 from conftest import random_qwen
+from torch.utils.flop_counter import FlopCounterMode
 
 import dapo
 
@@ -15,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "bench.py")
 bench = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench)
+RESPONSES = [{"prompt": [5] * (i + 1), "ids": [6] * (8 - i % 4), "reward": float(i % 2)} for i in range(16)]
 
 
 def test_generate_samples_what_rollout_samples():
@@ -27,10 +33,89 @@ def test_generate_samples_what_rollout_samples():
         assert abs(a.mean() - b.mean()) < 4 * math.sqrt((a.var() + b.var()) / 300)
 
 
-@pytest.mark.parametrize("name", ["rollout", "two", "bandit", "gpu"])
+def test_race_divides_seconds_a_token(monkeypatch):
+    seconds = iter([9, 9, 6, 1])  # a round that warms up, a round that counts: 6 s for 2 tokens against 1 s for 3
+    monkeypatch.setattr(bench, "timed", lambda work: (next(seconds), work()))
+    row = bench.race(lambda: 2, lambda: 3, SimpleNamespace(quick=True))
+    assert row["ratio"] == pytest.approx(9) and row["tokens_per_second"] == pytest.approx(3)
+
+
+def test_update_is_dapos_and_keeps_gradients():
+    """Two optimiser steps that move the policy to the rewarded responses, whatever the micro-batch."""
+    norms = []
+    for micro_batch in (3, 16):
+        model = random_qwen()
+        bench.update(model, torch.optim.SGD(model.parameters(), lr=0.0), RESPONSES, micro_batch)
+        norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert norms[0].norm() > 0 and torch.allclose(*norms, atol=1e-5)
+    tokens, mask, _ = dapo.pack(RESPONSES, 16, 16)
+    before = dapo.token_logprobs(model, tokens, mask)[0].sum(1)
+    bench.update(model, torch.optim.SGD(model.parameters(), lr=0.1), RESPONSES, 16)
+    gain = dapo.token_logprobs(model, tokens, mask)[0].sum(1) - before
+    assert gain[1::2].mean() > gain[::2].mean()
+
+
+def test_needs_count_weights_live_rows_and_products():
+    model = random_qwen()  # 2 layers x 2 heads x 8 numbers, keys and values, fp32
+    weights, token = 4 * sum(p.numel() for p in model.parameters()), 4 * 2 * 2 * 2 * 8
+    live = [sum(len(r["prompt"]) + t for r in RESPONSES if len(r["ids"]) > t) for t in range(1, 8)]
+    read, flop, table = bench.needs(model, RESPONSES, 30)
+    assert read == pytest.approx(sum(weights + token * tokens for tokens in live))
+    assert table == 18 * model.num_parameters() + token * 16 * 30
+    alike = [{"prompt": [5, 6], "ids": [7, 8], "reward": float(i % 2)} for i in range(16)]  # no padding
+    with FlopCounterMode(display=False) as counter:
+        bench.update(model, torch.optim.SGD(model.parameters(), lr=0.0), alike, 16)
+    head = model.lm_head.weight.numel() * 2 * 32  # computed once more for the backward pass: not counted as needed
+    attention = counter.get_total_flops() - head - bench.needs(model, alike, 4)[1]
+    assert 0 <= attention < 0.05 * flop
+
+
+@pytest.mark.parametrize("name", ["rollout", "two", "bandit"])
 def test_a_benchmark_runs(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench.torch, "compile", lambda function, dynamic: function)  # a minute of a compiler
-    bench.main([name, "--quick", "--rounds", "1", "--out", str(tmp_path)])
-    (path,) = tmp_path.glob("*.json")
-    rows = json.loads(path.read_text())["rows"]
-    assert rows and all(value > 0 for row in rows.values() for value in row.values() if isinstance(value, float))
+    bench.main([name, "--quick", "--out", str(tmp_path)])
+    rows = json.loads(next(tmp_path.glob("*-quick-cpu.json")).read_text())["rows"]
+    assert rows and all(0 < row["least"] <= row["ratio"] <= row["most"] for row in rows.values())
+
+
+def test_step_against_trl_runs(tmp_path):
+    pytest.importorskip("trl")
+    test_a_benchmark_runs("step", tmp_path, None)
+
+
+def test_scoring_in_chunks_takes_less_memory(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "bench.py", "memory", "--out", tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    chunks, own, naive = json.loads((tmp_path / "memory-cpu.json").read_text())["rows"]["MiB"].values()
+    assert 0 < chunks < own < naive and naive > 4 * chunks
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_gpu_runs_in_its_quick_form(device, tmp_path, monkeypatch):
+    """On the CPU, and on a pretended GPU; the two commands are parsed, as what they run has tests of its own."""
+    ran, done = [], SimpleNamespace(returncode=0, stdout="", stderr="")
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, **_: ran.append(command[1:]) or done)
+    monkeypatch.setattr(bench, "DEVICE", device)
+    monkeypatch.setattr(bench.torch, "compile", lambda function, **_: function)
+    if device == "cuda":
+        with emulated.cuda():
+            failed = bench.main(["gpu", "--quick", "--out", str(tmp_path)])
+    else:
+        failed = bench.main(["gpu", "--quick", "--out", str(tmp_path)])
+    rows = json.loads(next(tmp_path.glob("gpu-quick-*.json")).read_text())["rows"]
+    assert not failed and [*rows][:2] == ["gpu-marked tests", "default dapo.py"] and len(rows) == 7
+    assert ran[0] == ["-m", "pytest", "-m", "gpu"] and ran[1][0] == "dapo.py" and dapo.parse_args(ran[1][1:])
+    for row in list(rows.values())[2:]:
+        assert 0 < row["MFU"] and 0 < row["share of bandwidth bound"] and row["rollout, seconds"] > 0
+    assert rows["64 rows, 32 tokens"]["table GB"] > rows["32 rows, 32 tokens"]["table GB"]
+
+
+def test_a_failed_command_is_the_exit_status(tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.gpu.__globals__, "gpu", lambda args: iter([("gpu-marked tests", {"exit": 1})]))
+    bench.gpu.__globals__["gpu"].__name__ = "gpu"
+    assert bench.main(["gpu", "--out", str(tmp_path)]) is True
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
+def test_gpu_without_a_gpu_is_one_sentence(tmp_path):
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        bench.main(["gpu", "--out", str(tmp_path)])

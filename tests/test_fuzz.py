@@ -79,6 +79,9 @@ class Characters:
 
     eos_token_id, unk_token_id, chat_template = 1, 0, None
 
+    def __len__(self):
+        return 40
+
     def __call__(self, text, add_special_tokens):
         return {"input_ids": [ord(x) % 40 for x in text]}
 
@@ -110,14 +113,14 @@ def test_the_problem_reader_returns_rows_or_a_sentence(path, data):
 )
 def test_the_response_reader_returns_rows_or_a_sentence(path, data, ids, source):
     rows = [
-        {"prompt": "1", "response": "2", "source": "base", "ids": ids},
-        {"source": "rlvr", "prompt": "", "response": "x"},
+        {"prompt": "1", "answer": "2", "response": "2", "source": "base", "response_ids": ids},
+        {"source": "rlvr", "prompt": "1", "answer": "x", "response": "x"},
     ]
     text = b"\n".join([*(json.dumps(row).encode() for row in rows), data] if source == "a" else [data])
     path.write_bytes(text)
     try:
-        rows = timed(delta_logp.read_responses, path, Characters(), 40)
-    except delta_logp.InputError as error:
+        rows = timed(delta_logp.read_responses, path, Characters(), 40, "exact")
+    except SystemExit as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
-        assert {row["source"] for row in rows} == {"base", "rlvr"} and all(row["ids"] for row in rows)
+        assert {row["source"] for row in rows} == {"base", "rlvr"} and all(row["response_ids"] for row in rows)
