@@ -495,7 +495,8 @@ def main(args):
                 for rows, width in mini:
                     t, m, old, a = (x[rows, :width] for x in (tokens, mask, logp_old, adv))
                     with autocast:
-                        logp, _ = token_logprobs(policy, t, m, args.temperature, len(tokenizer))
+                        # [0] alone: an entropy that lives on holds each chunk's softmax until the backward pass
+                        logp = token_logprobs(policy, t, m, args.temperature, len(tokenizer))[0]
                     loss, stats = dapo_loss(logp, old, a, m, args.eps_low, args.eps_high, args.dual_clip, n_tokens)
                     loss.backward()
                     sums.update({name: value.item() for name, value in (stats | {"loss": loss}).items()})
