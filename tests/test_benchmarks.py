@@ -1,5 +1,6 @@
 """The benchmarks run in their quick form, their competitors do the same work, and the bounds are counted right."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -59,15 +60,13 @@ def test_needs_count_weights_live_rows_and_products():
     model = random_qwen()  # 2 layers x 2 heads x 8 numbers, keys and values, fp32
     weights, token = 4 * sum(p.numel() for p in model.parameters()), 4 * 2 * 2 * 2 * 8
     live = [sum(len(r["prompt"]) + t for r in RESPONSES if len(r["ids"]) > t) for t in range(1, 8)]
-    read, flop, table = bench.needs(model, RESPONSES, 30)
+    read, _, table = bench.needs(model, RESPONSES, 30)
     assert read == pytest.approx(sum(weights + token * tokens for tokens in live))
     assert table == 18 * model.num_parameters() + token * 16 * 30
     alike = [{"prompt": [5, 6], "ids": [7, 8], "reward": float(i % 2)} for i in range(16)]  # no padding
     with FlopCounterMode(display=False) as counter:
         bench.update(model, torch.optim.SGD(model.parameters(), lr=0.0), alike, 16)
-    head = model.lm_head.weight.numel() * 2 * 32  # computed once more for the backward pass: not counted as needed
-    attention = counter.get_total_flops() - head - bench.needs(model, alike, 4)[1]
-    assert 0 <= attention < 0.05 * flop
+    assert counter.get_total_flops() == pytest.approx(bench.needs(model, alike, 4)[1], rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["rollout", "two", "bandit"])
@@ -83,36 +82,29 @@ def test_step_against_trl_runs(tmp_path):
 
 
 def test_scoring_in_chunks_takes_less_memory(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "bench.py", "memory", "--out", tmp_path]
+    command = [sys.executable, ROOT / "benchmarks" / "bench.py", "memory", "--quick", "--out", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
-    chunks, own, naive = json.loads((tmp_path / "memory-cpu.json").read_text())["rows"]["MiB"].values()
-    assert 0 < chunks < own < naive and naive > 4 * chunks
+    (row,) = json.loads((tmp_path / "memory-quick-cpu.json").read_text())["rows"].values()
+    assert 0 < row["chunks of 16"] < row["at once"] / 2  # kept entropies would make it more
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_gpu_runs_in_its_quick_form(device, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("device", "status"), [("cpu", 1), ("cuda", 0)])
+def test_gpu_runs_in_its_quick_form(device, status, tmp_path, monkeypatch):
     """On the CPU, and on a pretended GPU; the two commands are parsed, as what they run has tests of its own."""
-    ran, done = [], SimpleNamespace(returncode=0, stdout="", stderr="")
+    ran, done = [], SimpleNamespace(returncode=status, stdout="", stderr="")
     monkeypatch.setattr(bench.subprocess, "run", lambda command, **_: ran.append(command[1:]) or done)
     monkeypatch.setattr(bench, "DEVICE", device)
     monkeypatch.setattr(bench.torch, "compile", lambda function, **_: function)
-    if device == "cuda":
-        with emulated.cuda():
-            failed = bench.main(["gpu", "--quick", "--out", str(tmp_path)])
-    else:
+    with emulated.cuda() if device == "cuda" else contextlib.nullcontext():
+        if device == "cuda":  # transformers' own decoding is none of the emulation's business
+            monkeypatch.setattr(bench, "generate", lambda *_: None)
         failed = bench.main(["gpu", "--quick", "--out", str(tmp_path)])
     rows = json.loads(next(tmp_path.glob("gpu-quick-*.json")).read_text())["rows"]
-    assert not failed and [*rows][:2] == ["gpu-marked tests", "default dapo.py"] and len(rows) == 7
+    assert failed == (status == 1) and [*rows][:2] == ["gpu-marked tests", "default dapo.py"] and len(rows) == 7
     assert ran[0] == ["-m", "pytest", "-m", "gpu"] and ran[1][0] == "dapo.py" and dapo.parse_args(ran[1][1:])
     for row in list(rows.values())[2:]:
-        assert 0 < row["MFU"] and 0 < row["share of bandwidth bound"] and row["rollout, seconds"] > 0
-    assert rows["64 rows, 32 tokens"]["table GB"] > rows["32 rows, 32 tokens"]["table GB"]
-
-
-def test_a_failed_command_is_the_exit_status(tmp_path, monkeypatch):
-    monkeypatch.setitem(bench.gpu.__globals__, "gpu", lambda args: iter([("gpu-marked tests", {"exit": 1})]))
-    bench.gpu.__globals__["gpu"].__name__ = "gpu"
-    assert bench.main(["gpu", "--out", str(tmp_path)]) is True
+        assert row["MFU"] > 0 and row["share of bandwidth bound"] > 0 and row["rollout, seconds"] > 0
+    assert rows["32 rows, 16 tokens, eager"]["table GB"] > rows["16 rows, 16 tokens, eager"]["table GB"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
