@@ -85,7 +85,7 @@ def test_scoring_in_chunks_takes_less_memory(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "bench.py", "memory", "--quick", "--out", tmp_path]
     subprocess.run(command, check=True, capture_output=True)
     (row,) = json.loads((tmp_path / "memory-quick-cpu.json").read_text())["rows"].values()
-    assert 0 < row["chunks of 16"] < row["at once"] / 2  # kept entropies would make it more
+    assert 0 <= row["chunks of 16"] < row["at once"] / 2  # 0: below the peak before; kept entropies would make it more
 
 
 @pytest.mark.parametrize(("device", "status"), [("cpu", 1), ("cuda", 0)])
