@@ -9,7 +9,6 @@ Writes NAME-DEVICE.json into --out. Competitors take turns; a ratio is the media
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -167,7 +166,8 @@ def memory(args):
         else:
             logp = dapo.token_logprobs(model, ids, torch.ones(ids.shape), chunk=chunk)[0]
         logp.sum().backward()
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - sum(peaks[:1]))
+        status = Path("/proc/self/status").read_text()  # ru_maxrss would start at the peak of the process that forked
+        peaks.append(int(status.partition("VmHWM:")[2].split()[0]) / 2**10 - sum(peaks[:1]))
     yield f"{n} tokens", {f"chunks of {small}": peaks[2], "chunks of 883, the default": peaks[3], "at once": peaks[4]}
 
 
@@ -242,6 +242,7 @@ def main(argv=None):
     path = Path(args.out, f"{args.name}{'-quick' * args.quick}-{device}.json".replace(" ", "-").lower())
     for label, rows[label] in benchmarks[args.name](args):
         print(f"{label}:", json.dumps(rows[label]))
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(about, indent=1) + "\n")  # after each: a crash loses nothing
     return any(row.get("exit") for row in rows.values())
 

@@ -301,14 +301,11 @@ def test_each_algorithm_has_a_learning_rate_of_its_own():
     assert grpo_n.Args(algorithm="grpo-n").lr == grpo_n.LR["grpo-n"] and grpo_n.Args(lr=0.5).lr == 0.5
 
 
-@pytest.mark.parametrize(
-    ("command", "rows"),
-    [("studies/passk.py tiny/base --quick --runs {tmp}", 4), ("studies/grpo_n_lr.py --quick --out {tmp}", 2)],
-)
-def test_studies_run_in_their_quick_form(tmp_path, command, rows):
-    found = subprocess.run([sys.executable, *command.format(tmp=tmp_path).split()], capture_output=True, text=True)
+def test_passk_runs_in_its_quick_form(tmp_path):
+    command = f"studies/passk.py tiny/base --quick --runs {tmp_path}"
+    found = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.count("\n| ") >= rows
+    assert found.stdout.count("\n| tiny/base ") == 4  # pass@k and entropies at two settings
 
 
 def test_compare_draws_runs_side_by_side_and_names_a_missing_one(tmp_path):
