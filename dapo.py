@@ -421,9 +421,7 @@ def main(args):
     load = AutoModelForCausalLM.from_pretrained
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
-        policy = load(args.model, dtype=torch.float32, use_safetensors=True).to(
-            device
-        )  # bf16 rounds steps of 1e-6 away
+        policy = load(args.model, dtype=torch.float32, use_safetensors=True).to(device)  # bf16 would round 1e-6 away
     except (OSError, ValueError) as error:  # neither a folder with a model nor a name on the hub
         sys.exit(f"error: --model {args.model}: {' '.join(str(error).split())[:200]}")
     bf16 = device == "cuda"  # a bf16 copy samples there, and the update runs under autocast
