@@ -68,7 +68,7 @@ def sampler_of(function, *args, mask="mask"):
 
 def needs(model, responses, longest):
     """(bytes that decoding must read: weights at every step, the cache of each row until it ends; FLOP of update(): 2 a
-    weight and token, forward twice, backward; bytes of memory by the table of docs/dapo.md, `longest` tokens a row)."""
+    weight and token, forward twice, backward; bytes of memory by the table of docs/gpu.md, `longest` tokens a row)."""
     body, head = (sum(p.numel() for p in part.parameters()) for part in (model.model.layers, model.lm_head))
     token = 2 * sum(layer.self_attn.k_proj.out_features for layer in model.model.layers) * model.dtype.itemsize
     cached = sum((len(r["ids"]) - 1) * (len(r["prompt"]) + len(r["ids"]) / 2) for r in responses)
