@@ -1,24 +1,22 @@
 """What RLVR changed, token by token: the signed log-probability difference between a base model and its RLVR model.
 
-What it shows: entropy and KL say where two models differ, dlogp also says in which direction. Both models answer the
-same problems; both score every token of both answers. Most tokens have not changed at all; in the tiny world, the few
-that have sit at the forks (how far to leap?) and not in the arithmetic. The run ends with a page of coloured tokens.
+Both models answer the same problems, and both score every token of both answers. Entropy and KL say where two models
+differ, dlogp also in which direction. Most tokens have not changed at all; in the tiny world, the few that have sit at
+the forks (how far to leap?) and not in the arithmetic. The run ends with a page of coloured tokens.
 
   Paper A: "On the Direction of RLVR Updates for LLM Reasoning" (arXiv 2603.22117), sections 3.1 and 3.3
 
-The equations, tagged (1) to (5) in the code; pi is the softmax over the whole vocabulary, y_t the token at hand:
-  (1) dlogp(y_t) = log pi_RL(y_t | x, y_<t) - log pi_base(y_t | x, y_<t)                                eq. 1
-  (2) H = -sum_v pi_v log pi_v, of base and of RL                                                       section 3.1
+  (1) dlogp(y_t) = log pi_RL(y_t | x, y_<t) - log pi_base(y_t | x, y_<t), of a token, in nats           eq. 1
+  (2) H = -sum_v pi_v log pi_v, of base and of RL, v over the whole vocabulary                          section 3.1
   (3) KL(RL||base) = sum_v pi_RL,v log (pi_RL,v / pi_base,v), KL(base||RL), and their mean              section 3.1
-  (4) |dJ/dz|_1 = |w A| 2 (1 - pi(y_t)), the gradient coefficient: z are the logits of an unclipped     lemma, 3.3
-      token, w its importance ratio, A its advantage
-  (5) overlap = sum over bins of min(share of RL's tokens, share of base's tokens), 1 where the two     ours
-      histograms coincide; AUC = P(a token of RL's has the larger value), 1/2 where it says nothing
-In expectation the sign of (1) is no surprise: over RL's own tokens its mean is KL(RL||base) >= 0, over the base's own
-tokens it is -KL(base||RL) <= 0. How far the histograms part, and at how few tokens, is what one has to measure.
+  (4) |dJ/dz|_1 = |w A| 2 (1 - pi(y_t)), the gradient coefficient: z logits of an unclipped token,      lemma, 3.3
+      w its importance ratio, A its advantage
+  (5) overlap = sum over bins of min(share of RL's tokens, share of base's tokens), 1: no difference    ours
+      AUC = P(a token of RL's has the larger value), 1/2: no difference
 
-Differs from the paper: where it compares histograms by eye, overlap and AUC have 95% intervals, by bootstrap over
-responses, as the tokens of one response are not independent. Everything is over the full vocabulary, in fp32.
+The sign of (1) is no surprise: over RL's own tokens its expectation is KL(RL||base) >= 0, over the base's own tokens
+-KL(base||RL) <= 0. How far the histograms part, and at how few tokens, is what one has to measure. The paper does so by
+eye; overlap and AUC have 95% intervals, by bootstrap over responses, as tokens of one response are not independent.
 
     python delta_logp.py                       # tiny pair on two CPU cores, under a minute
     python delta_logp.py --check               # the lemma (4) against autograd on the RLVR model's own logits
@@ -115,8 +113,7 @@ def kl_divergence(logp_p, logp_q):
 def gradient_coefficient(logp, adv, ratio=1.0):
     """l1 norm of the policy gradient with respect to an unclipped token's logits (paper A, lemma): (...) -> (...).
 
-    logp is the token's log-prob at the temperature of the softmax, adv its advantage, ratio its importance ratio, 1 in
-    the first mini-batch of a step. Unlikely tokens get up to twice |ratio * adv|, certain ones nothing.
+    Of its log-prob, advantage and importance ratio. Unlikely tokens get up to 2 |ratio * adv|, certain ones nothing.
     """
     return (ratio * adv).abs() * 2 * -torch.expm1(logp)  # (4)
 
@@ -124,7 +121,7 @@ def gradient_coefficient(logp, adv, ratio=1.0):
 def lemma_error(logits, tokens, seed=0):
     """Largest relative difference between (4) and the l1 norm that autograd finds: logits (N, V), ids (N,) -> float.
 
-    In float64, as 1 - pi cancels; tokens with 1 - pi < 1e-9 are left out. Advantages and importance ratios are random.
+    In float64, as 1 - pi cancels; without tokens of 1 - pi < 1e-9. Advantages and importance ratios are random.
     """
     logits = logits.detach().double().requires_grad_()
     logp = torch.log_softmax(logits, dim=-1).gather(-1, tokens[:, None])[:, 0]
@@ -143,41 +140,25 @@ def group_advantages(rewards):
     return (centred / (std + 1e-6)).masked_fill(equal, 0.0)  # (2), with n - 1 and 1e-6 as in the released code
 
 
-def histogram_overlap(a, b, edges, weights_a=None, weights_b=None):
-    """Overlap of two samples' histograms, in [0, 1]: arrays of values, and of weights as of a bootstrap.
-
-    Values beyond the edges, (K + 1,), count in the outermost bins.
-    """
+def histogram_overlap(a, b, weights_a, weights_b, edges):
+    """Overlap of two samples' weighted histograms, in [0, 1]; values beyond the edges count in the outermost bins."""
     a, b = (np.clip(x, edges[0], edges[-1]) for x in (a, b))
     a, b = np.histogram(a, edges, weights=weights_a)[0], np.histogram(b, edges, weights=weights_b)[0]
     return np.minimum(a / a.sum(), b / b.sum()).sum()  # (5)
 
 
-def auc(a, b, weights_a=None, weights_b=None):
+def auc(a, b, weights_a, weights_b):
     """P(x > y) + P(x = y) / 2, x drawn from a and y from b: the area under the ROC curve of telling a from b."""
     order = np.argsort(b)
-    below = np.concatenate([[0.0], np.cumsum(np.ones(len(b)) if weights_b is None else weights_b[order])])
+    below = np.concatenate([[0.0], np.cumsum(weights_b[order])])
     left, right = (below[np.searchsorted(b[order], a, side=side)] for side in ("left", "right"))
     return np.average((left + right) / 2, weights=weights_a) / below[-1]  # (5)
 
 
-def bootstrap_interval(statistic, a, b, owner_a, owner_b, resamples, seed):
-    """95% percentile interval of statistic(a, b, weights_a, weights_b), responses drawn with replacement.
-
-    owner_*: the response, 0 .. R-1, of each value. A value's weight is how often its response was drawn.
-    """
-    rng, draws = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        sizes = owner_a.max() + 1, owner_b.max() + 1
-        times_a, times_b = (rng.multinomial(size, np.full(size, 1 / size)).astype(float) for size in sizes)
-        draws.append(statistic(a, b, times_a[owner_a], times_b[owner_b]))
-    return np.quantile(draws, [0.025, 0.975]).tolist()
-
-
 def held_by_top(values, share):
-    """Share of sum |values| that the largest `share` (0 to 1, an array) of the values hold; 0 if they are all 0."""
+    """Share of sum |values| that the largest `share` (0 to 1) of the values hold; 0 if they are all 0."""
     held = np.concatenate([[0.0], np.cumsum(np.sort(np.abs(values))[::-1], dtype=float)])
-    return np.interp(np.multiply(share, len(values)), np.arange(len(held)), held) / (held[-1] or 1.0)
+    return np.interp(share * len(values), np.arange(len(held)), held) / (held[-1] or 1.0)
 
 
 # ------------------------------------------------------------------------------------------ model: sampling and scoring
@@ -204,8 +185,7 @@ def sample(model, prompts, copies, max_new_tokens, eos_ids, n_vocab, temperature
         keep = (~torch.isin(ids[:, 0], stops)).nonzero()[:, 0]  # rows that have ended leave batch and cache
         if len(keep) == 0:
             break
-        if len(keep) < len(ids):
-            cache.batch_select_indices(keep)
+        cache.batch_select_indices(keep)
         live, ids = [live[i] for i in keep.tolist()], ids[keep]
         attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)[keep]
         position = position[keep, -1:] + 1
@@ -269,14 +249,13 @@ def read_responses(path, tokenizer, context, verifier):
     """
     rows, known = read_problems(path, tokenizer, context), {*range(len(tokenizer))} - {tokenizer.unk_token_id}
     for number, row in enumerate(rows, start=1):
-        text, room = row.get("response"), context - len(row["ids"])
-        if row.get("source") not in SOURCES or not isinstance(text, str):
+        if row.get("source") not in SOURCES or not isinstance(row.get("response"), str):
             sys.exit(f'error: {path}, line {number}: want "response": "..." and "source": "base" or "rlvr"')
+        text, room = row["response"].encode("utf-8", "replace").decode(), context - len(row["ids"])
         if "response_ids" not in row:
-            ids = tokenizer(text.encode("utf-8", "replace").decode(), add_special_tokens=False)["input_ids"]
-            row["response_ids"] = [*ids, tokenizer.eos_token_id]
-        ids = row["response_ids"] if isinstance(row["response_ids"], list) else []
-        if not (0 < len(ids) <= room and all(isinstance(i, int) and i in known for i in ids)):
+            row["response_ids"] = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = row["response_ids"]
+        if not (isinstance(ids, list) and 0 < len(ids) <= room and all(isinstance(i, int) and i in known for i in ids)):
             sys.exit(f"error: {path}, line {number}: want a response of 1 to {room} tokens that the vocabulary has")
         row["right"] = bool(row["right"]) if "right" in row else is_correct(text, row["answer"], verifier)
     if {row["source"] for row in rows} != {*SOURCES}:
@@ -338,10 +317,8 @@ def token_kinds(prompt, pieces):
 
 # --------------------------------------------------------------------------------------------------- experiment: tables
 def flatten(rows):
-    """{name: array (M,) over the tokens of all scored rows}: what the rows hold, and more.
-
-    "adv" is the advantage in a training batch of RLVR's own groups, 0 where all of a group is right, or wrong, and on
-    the base's tokens; "coefficient" is (4) at importance ratio 1, as in the first mini-batch of a step.
+    """{name: array (M,) over the tokens of all scored rows}; "adv" is the advantage in a training batch of RLVR's own
+    groups, 0 on the base's tokens, and "coefficient" is (4) at importance ratio 1, as in a step's first mini-batch.
     """
     lengths, groups = [len(row["response_ids"]) for row in rows], {}
     for row in rows:
@@ -350,87 +327,78 @@ def flatten(rows):
         rewards = torch.tensor([[float(row["right"] and source == "rlvr") for row in group]])
         for row, adv in zip(group, group_advantages(rewards)[0].tolist(), strict=True):
             row["adv"] = adv
-    names = {"id": "response_ids", "kind": "kind", "logp_base": "logp_base", "logp_rlvr": "logp_rlvr"}
-    names |= dict(zip(METRICS, METRICS, strict=True))
-    tokens = {name: np.concatenate([row[key] for row in rows]) for name, key in names.items()}
+    names = ("response_ids", "kind", "logp_base", "logp_rlvr", *METRICS)
+    tokens = {name: np.concatenate([row[name] for row in rows]) for name in names}
     tokens |= {name: np.repeat([row[name] for row in rows], lengths) for name in ("source", "adv")}
     logp, adv = torch.from_numpy(tokens["logp_rlvr"]), torch.from_numpy(tokens["adv"])
     tokens["coefficient"] = gradient_coefficient(logp, adv).numpy()
-    return tokens | {"response": np.repeat(np.arange(len(rows)), lengths)}  # the line, from 0
+    return tokens | {"response": np.repeat(np.arange(len(rows)), lengths)}  # the line of responses.jsonl, from 0
 
 
-def compare_sources(tokens, metric, edges, args):
-    """Overlap and AUC of RLVR's tokens against the base's by one metric (figure 1b), with 95% intervals; auc_response
-    is the AUC of its mean over a response. tokens: {name: array (M,)}.
+def compare_sources(tokens, metric, edges, resamples, seed):
+    """Overlap and AUC of RLVR's tokens against the base's by one metric (figure 1b), and the AUC of its mean over a
+    response, with 95% percentile intervals; a response that is drawn twice counts twice, with all its tokens.
     """
     of = [tokens["source"] == source for source in ("rlvr", "base")]
-    values, owners = (
-        [tokens[metric][k] for k in of],
-        [np.unique(tokens["response"][k], return_inverse=True)[1] for k in of],
-    )
+    values = [tokens[metric][k] for k in of]
+    owners = [np.unique(tokens["response"][k], return_inverse=True)[1] for k in of]  # 0 .. R - 1, of each token
     means = [np.bincount(owner, x) / np.bincount(owner) for x, owner in zip(values, owners, strict=True)]
-    samples = {"overlap": (lambda a, b, *w: histogram_overlap(a, b, edges, *w), values, owners)}
-    samples["auc"] = auc, values, owners
-    samples["auc_response"], row = (auc, means, [np.arange(len(x)) for x in means]), {}
-    for name, (statistic, sample, owner) in samples.items():
-        row[name] = statistic(*sample)
-        row[f"{name}_ci95"] = bootstrap_interval(statistic, *sample, *owner, args.bootstrap, args.seed)
+
+    def statistics(times):  # how often each response was drawn, (R,) of both sources
+        weights = [n[owner] for n, owner in zip(times, owners, strict=True)]
+        return histogram_overlap(*values, *weights, edges), auc(*values, *weights), auc(*means, *times)
+
+    rng, row, once = np.random.default_rng(seed), {}, [np.ones(len(x)) for x in means]
+    draws = [statistics([rng.multinomial(len(n), n / len(n)).astype(float) for n in once]) for _ in range(resamples)]
+    ends = np.quantile(draws, [0.025, 0.975], axis=0).T.tolist()
+    for name, value, ci95 in zip(("overlap", "auc", "auc_response"), statistics(once), ends, strict=True):
+        row |= {name: value, f"{name}_ci95": ci95}
     return row
 
 
 def summarise(tokens, edges, args):
     """The tables of summary.json, {table: {row: {column: number}}}, of tokens, {name: array (M,)}; edges: by metric."""
     d, response, mass = tokens["dlogp"].astype(float), tokens["response"], tokens["coefficient"]
-    p_base, p_rlvr, size, tables = np.exp(tokens["logp_base"]), np.exp(tokens["logp_rlvr"]), np.abs(d), {"dlogp": {}}
-    for source in SOURCES:
-        x, n = d[tokens["source"] == source], len(set(response[tokens["source"] == source]))
-        row = {"tokens": len(x), "responses": n, "mean": x.mean()}
+    p_base, p_rlvr, size = np.exp(tokens["logp_base"]), np.exp(tokens["logp_rlvr"]), np.abs(d)
+    of, tables = {source: tokens["source"] == source for source in SOURCES}, {"dlogp": {}}
+    for source, k in of.items():
+        x = d[k]
+        row = {"tokens": len(x), "responses": len(set(response[k])), "mean": x.mean()}
         row |= {"skewness": ((x - x.mean()) ** 3).mean() / (x.std() ** 3 or 1), "within 0.1": (abs(x) < 0.1).mean()}
         tables["dlogp"][source] = row | {"above 1": (x > 1).mean(), "below -1": (x < -1).mean()}
-    tables["histograms"] = {metric: compare_sources(tokens, metric, edges[metric], args) for metric in METRICS}
-    limits = (-4, -2, -1, -0.5, -0.1, 0.1, 0.5, 1, 2, 4)
+    tables["histograms"] = {m: compare_sources(tokens, m, edges[m], args.bootstrap, args.seed) for m in METRICS}
+    tables["dlogp_bins"], limits = {}, (-4, -2, -1, -0.5, -0.1, 0.1, 0.5, 1, 2, 4)
     names = [f"< {limits[0]}", *(f"{a} to {b}" for a, b in itertools.pairwise(limits)), f">= {limits[-1]}"]
-    bins = {name: np.digitize(d, limits) == i for i, name in enumerate(names)}
-    tables["dlogp_bins"] = {
-        name: {"share": k.mean(), "p_base": p_base[k].mean(), "p_rlvr": p_rlvr[k].mean()}
-        for name, k in bins.items()
-        if k.any()
-    }
+    for i, name in enumerate(names):
+        if (k := np.digitize(d, limits) == i).any():
+            row = {"share": k.mean(), "p_base": p_base[k].mean(), "p_rlvr": p_rlvr[k].mean()}
+            tables["dlogp_bins"][name] = row
     tables["gradient_bins"], batch = {}, tokens["adv"] != 0
     for i in range(10 * batch.any()):
         k = batch & (np.minimum(p_rlvr * 10, 9).astype(int) == i)
         row = {"share": k.sum() / batch.sum(), "mass": mass[k].sum() / mass.sum()}
         tables["gradient_bins"][f"{i / 10} to {(i + 1) / 10}"] = row
-    tables["sparsity"] = {}
-    for source, (name, x) in itertools.product(SOURCES, (("size of dlogp", d), ("mean KL", tokens["kl"]))):
-        shares = held_by_top(x[tokens["source"] == source], [0.01, 0.05, 0.1, 0.2])
-        tables["sparsity"][f"{name}, {source}"] = dict(zip(("1%", "5%", "10%", "20%"), shares, strict=True))
-    for source in SOURCES:
-        of, n = tokens["source"] == source, tables["dlogp"][source]["responses"]
-        tables[f"kinds_{source}"] = {}
-        for kind in ("fork", "arithmetic", "copy"):
-            if (k := of & (tokens["kind"] == kind)).any():
-                total, count = np.bincount(response[k], size[k]), np.bincount(response[k])
-                error = (((total - size[k].mean() * count) ** 2).sum() * n / max(n - 1, 1)) ** 0.5 / k.sum()
-                row = {"share": k.sum() / of.sum(), "mean_abs_dlogp": size[k].mean(), "standard_error": error}
-                row["share_of_abs_dlogp"] = size[k].sum() / (size[of].sum() or 1)
-                tables[f"kinds_{source}"][kind] = row
+    tables["sparsity"] = {f"size of dlogp, {source}": {"20%": held_by_top(d[k], 0.2)} for source, k in of.items()}
+    for source, kind in itertools.product(SOURCES, ("fork", "arithmetic", "copy")):
+        table, n = tables.setdefault(f"kinds_{source}", {}), tables["dlogp"][source]["responses"]
+        if (k := of[source] & (tokens["kind"] == kind)).any():
+            total, count, mean = np.bincount(response[k], size[k]), np.bincount(response[k]), size[k].mean()
+            error = (((total - mean * count) ** 2).sum() * n / max(n - 1, 1)) ** 0.5 / k.sum()
+            row = {"share": k.sum() / of[source].sum(), "mean_abs_dlogp": mean, "standard_error": error}
+            table[kind] = row | {"share_of_abs_dlogp": size[k].sum() / (size[of[source]].sum() or 1)}
     return tables
 
 
 def print_table(title, table):
-    """A Markdown table of {row: {column: number}}, an interval behind its number."""
-    columns = [name for name in next(iter(table.values()), {}) if not name.endswith("_ci95")]
-    if columns:
-        print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    """A Markdown table of {row: {column: number, or interval}}."""
+    columns = next(iter(table.values()))
+    print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
     for name, row in table.items():
-        cells = [f"{row[k]:,}" if isinstance(row[k], int) else f"{row[k]:.3f}" for k in columns]
-        ends = [" [{:.3f}, {:.3f}]".format(*row[f"{k}_ci95"]) if f"{k}_ci95" in row else "" for k in columns]
-        print(f"| {name} | {' | '.join(map(''.join, zip(cells, ends, strict=True)))} |")
+        print("|", " | ".join([name, *(str(np.round(x, 3)) for x in row.values())]), "|")
 
 
 # -------------------------------------------------------------------------------------------------- experiment: figures
-def draw(path, panels, title, columns=1, size=(7, 4)):
+def draw(path, panels, title, columns=1, size=(5, 3.5)):
     """A figure with a panel for each of {label of the x-axis: function that draws on an axis}."""
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
@@ -445,7 +413,7 @@ def draw(path, panels, title, columns=1, size=(7, 4)):
 
 
 def draw_figures(out, tokens, tables, edges, title):
-    """Figures 1b, 3a and 3b of the paper, and who holds the change; arguments as of and from `summarise`."""
+    """Figures 1b, 3a and 3b of the paper; arguments as of and from `summarise`."""
 
     def histogram(axis, metric):
         for source, color in zip(SOURCES, ("tab:blue", "tab:red"), strict=True):
@@ -453,46 +421,22 @@ def draw_figures(out, tokens, tables, edges, title):
             axis.hist(values, edges[metric], density=True, alpha=0.5, color=color, label=f"responses of {source}")
         axis.set(yscale="log", ylabel="density of tokens")
 
-    def bars(axis, table, columns, **settings):
-        for i, (name, color) in enumerate(columns.items()):
-            x = np.arange(len(table)) + 0.4 * (i - (len(columns) - 1) / 2)
-            axis.bar(x, [row[name] for row in table.values()], 0.4, color=f"tab:{color}", label=name)
-        axis.set_xticks(range(len(table)), table, rotation=30, ha="right")
-        axis.set(**settings)
-
     def gradient(axis):
-        for sign, color, label in ((1, "tab:green", "A > 0"), (-1, "tab:orange", "A < 0")):
-            batch = tokens["adv"] * sign > 0
-            p, coefficient = np.exp(tokens["logp_rlvr"][batch]), tokens["coefficient"][batch]
-            axis.scatter(p, coefficient, s=5, alpha=0.4, color=color, label=label)
-        axis.set(ylabel="gradient coefficient |wA| 2 (1 - pi)")
+        for sign, label in ((1, "A > 0"), (-1, "A < 0")):
+            batch = tokens["adv"] * sign > 0  # RLVR's groups with right and wrong responses
+            axis.scatter(np.exp(tokens["logp_rlvr"][batch]), tokens["coefficient"][batch], s=5, alpha=0.4, label=label)
+        axis.set_ylabel("gradient coefficient |wA| 2 (1 - pi)")
 
-    def sparsity(axis):
-        share = np.concatenate([[0.0], np.geomspace(1e-3, 1, 200)])
-        for source, (metric, style) in itertools.product(SOURCES, (("dlogp", "-"), ("kl", "--"))):
-            held = held_by_top(tokens[metric][tokens["source"] == source], share)
-            axis.plot(100 * share, 100 * held, style, label=f"|{metric}|, responses of {source}")
-        axis.plot(100 * share, 100 * share, ":", color="gray", label="if all tokens had changed alike")
-        axis.set(xscale="log", xlim=(0.1, 100), ylim=(0, 101), ylabel="% of the total that they hold")
+    def bars(axis, table, columns):
+        for i, name in enumerate(columns):
+            axis.bar(np.arange(len(table)) + 0.4 * i, [row[name] for row in table.values()], 0.4, label=name)
+        axis.set_xticks(range(len(table)), table, rotation=30, ha="right")
 
-    draw(out / "histograms.png", {f"{m} (nats)": partial(histogram, metric=m) for m in METRICS}, title, 3, (3.5, 3))
-    table = tables["dlogp_bins"]
-    columns, settings = (
-        {"p_base": "blue", "p_rlvr": "red"},
-        {"ylabel": "mean probability of the token", "ylim": (0, 1.02)},
-    )
-    panels = {"": partial(bars, table=table, columns=columns, **settings)}
-    panels |= {
-        "dlogp (nats)": partial(bars, table=table, columns={"share": "gray"}, yscale="log", ylabel="share of tokens")
-    }
-    draw(out / "probabilities.png", panels, title, size=(8, 3))
-    draw(out / "sparsity.png", {"top x% of the tokens": sparsity}, title)
-    if table := tables["gradient_bins"]:
-        columns = {"share": "gray", "mass": "purple"}
-        settings = {"yscale": "log", "ylim": (None, 2), "ylabel": "share of the tokens, of the gradient mass"}
-        panels = {"probability of the token": gradient}
-        panels |= {"probability of the token, tenths": partial(bars, table=table, columns=columns, **settings)}
-        draw(out / "gradient.png", panels, f"RLVR's groups with right and wrong responses\n{title}", 2, (5, 4))
+    draw(out / "histograms.png", {f"{m} (nats)": partial(histogram, metric=m) for m in METRICS}, title, 3)
+    panels = {"probability of the token (figure 3a)": gradient}
+    panels["probability of the token"] = partial(bars, table=tables["gradient_bins"], columns=("share", "mass"))
+    panels["dlogp (nats, figure 3b)"] = partial(bars, table=tables["dlogp_bins"], columns=("p_base", "p_rlvr"))
+    draw(out / "figure_3.png", panels, title, 3)
 
 
 def token_color(value, limit=4.0):
@@ -501,23 +445,17 @@ def token_color(value, limit=4.0):
     return matplotlib.colors.to_hex(color), "white" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.5 else "black"
 
 
-def draw_tokens(axis, examples, width=100, most=6):
-    """Responses with every token on the colour of its dlogp, in at most `most` lines of `width` characters."""
-    y, style = 0, {"fontsize": 9, "va": "center", "parse_math": False}
-    for row in examples:
-        axis.text(0, y + 0.5, row["title"], **style)
-        x, y, last = 0, y + 1, y + most
-        for piece, value in zip(row["pieces"], row["dlogp"], strict=True):
-            if x + len(piece) > width:
-                x, y = 0, y + 1
-            if y > last:
-                break
+def draw_tokens(axis, examples, width=100):
+    """Responses with every token on the colour of its dlogp, as far as `width` characters."""
+    style = {"fontsize": 9, "va": "center", "parse_math": False}
+    for y, row in enumerate(examples):
+        axis.text(0, 3 * y + 0.5, row["title"], **style)
+        starts = np.cumsum([0, *map(len, row["pieces"])])
+        for x, piece, value in zip(starts[:-1][starts[1:] <= width], row["pieces"], row["dlogp"], strict=False):
             back, front = token_color(value)
-            axis.barh(y + 0.5, len(piece), 1, x, color=back, edgecolor="white", lw=0.6)
-            axis.text(x + len(piece) / 2, y + 0.5, piece, color=front, family="monospace", ha="center", **style)
-            x += len(piece)
-        y += 2
-    axis.set(xlim=(0, width), ylim=(y, 0))
+            axis.barh(3 * y + 1.5, len(piece), 1, x, color=back, edgecolor="white", lw=0.6)
+            axis.text(x + len(piece) / 2, 3 * y + 1.5, piece, color=front, family="monospace", ha="center", **style)
+    axis.set(xlim=(0, width), ylim=(3 * len(examples), 0))
     axis.axis("off")
 
 
@@ -546,18 +484,25 @@ def write_page(path, examples):
 
 
 def pick_examples(rows, n):
-    """A response of each model to the first n prompts that RLVR gets right and the base wrong, then to any others."""
+    """A response of each model to the first n prompts that RLVR gets right and the base wrong, then to any others; with
+    a title, and pieces that can be printed.
+    """
     groups, pairs = {}, []
     for row in rows:
         groups.setdefault(row["prompt"], {source: [] for source in SOURCES})[row["source"]].append(row)
     for base, rlvr in (group.values() for group in groups.values() if all(group.values())):
         pairs.append([min(base, key=lambda row: row["right"]), max(rlvr, key=lambda row: row["right"])])
     pairs.sort(key=lambda pair: pair[0]["right"] >= pair[1]["right"])
-    return [row for pair in pairs[:n] for row in pair]
+    examples = [row for pair in pairs[:n] for row in pair]
+    for row in examples:
+        row["pieces"] = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in piece) for piece in row["pieces"]]
+        verdict = f"{row['source']}, {'right' if row['right'] else 'wrong'}"
+        row["title"] = f"{verdict}: {row['prompt'][-80:]!r}, answer {row['answer']!r}"
+    return examples
 
 
 def check(model, problems, limits, seed):
-    """The lemma (4) on the model's own logits, against autograd. Returns the exit status."""
+    """The lemma (4) on the model's own logits, against autograd; exit status 1 if it fails."""
     generator, logits, tokens = torch.Generator(model.device).manual_seed(seed), [], []
     prompts = [problem["ids"] for problem in problems[:64]]
     for prompt, response in zip(prompts, sample(model, prompts, 1, *limits, generator), strict=True):
@@ -567,7 +512,8 @@ def check(model, problems, limits, seed):
         tokens.append(ids[0, len(prompt) :])
     error = lemma_error(torch.cat(logits)[:2048], torch.cat(tokens)[:2048], seed)
     print(f"lemma (4): l1 norm = |wA| 2 (1 - pi) on {sum(map(len, tokens))} tokens: largest relative error {error:.1e}")
-    return int(error > 1e-6)
+    if error > 1e-6:
+        sys.exit("error: the lemma FAILS")
 
 
 def open_run(args):
@@ -586,37 +532,29 @@ def open_run(args):
 
 
 def main(args):
-    """Sample, score, count, draw. Returns the exit status."""
+    """Sample, score, count, draw."""
     # ---- models and problems first: what is wrong with them shows before anything runs
-    transformers.utils.logging.disable_progress_bar()
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoding step is a new shape
     names, dtype = (args.base, args.rlvr), torch.bfloat16 if args.device == "cuda" else torch.float32
-    load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, use_safetensors=True)
-    try:
-        other, tokenizer = map(AutoTokenizer.from_pretrained, names)
-        models = [load(name).to(args.device) for name in names]
-    except (OSError, ValueError) as error:  # neither a folder with a model nor a name on the hub
-        sys.exit(f"error: --base {args.base}, --rlvr {args.rlvr}: {' '.join(str(error).split())[:200]}")
+    other, tokenizer = map(AutoTokenizer.from_pretrained, names)
     if differ := sorted(other.get_vocab().items() ^ tokenizer.get_vocab().items()):
         sys.exit(f"error: {args.base} and {args.rlvr} do not share a vocabulary: {differ[:2]}; RLVR starts from --base")
-    n_vocab = len(tokenizer)
+    models = [AutoModelForCausalLM.from_pretrained(x, dtype=dtype, use_safetensors=True).to(args.device) for x in names]
     ends = np.hstack([tokenizer.eos_token_id, *(model.generation_config.eos_token_id for model in models)]).tolist()
-    limits = args.max_response, sorted({*ends} - {None}), n_vocab, args.temperature
+    limits = args.max_response, sorted({*ends} - {None}), len(tokenizer), args.temperature
     context = min(model.config.max_position_embeddings for model in models)
     problems = read_problems(args.data, tokenizer, context - args.max_response)[: args.problems or None]
     if args.check:
         return check(models[1], problems, limits, args.seed)
     given = read_responses(args.responses, tokenizer, context, args.verifier) if args.responses else []
-    out, rows = Path(args.out), given or open_run(args)
+    out, rows = Path(args.out), open_run(args) + given
 
-    # ---- 1. sample: both models answer the same problems, a batch of them at a time
+    # ---- sample: both models answer the same problems, a batch of them at a time
+    n_batches = -(-len(problems) // args.gen_batch)
     for number, source in enumerate(SOURCES if not given else ()):
         done = sum(row["source"] == source for row in rows) // args.samples  # problems, in the run that is resumed
         for i in tqdm(range(done, len(problems), args.gen_batch), desc=f"sample, {source}", unit="batch"):
-            batch, seed = (
-                problems[i : i + args.gen_batch],
-                number * -(-len(problems) // args.gen_batch) + i // args.gen_batch,
-            )
+            batch, seed = problems[i : i + args.gen_batch], number * n_batches + i // args.gen_batch
             generator = torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + seed)
             responses = sample(models[number], [problem["ids"] for problem in batch], args.samples, *limits, generator)
             for k, ids in enumerate(responses):
@@ -626,23 +564,20 @@ def main(args):
             (out / "responses.tmp").write_text("".join(json.dumps(row) + "\n" for row in rows))
             (out / "responses.tmp").replace(out / "responses.jsonl")  # a kill leaves the old file or the new
 
-    # ---- 2. score: both models on the same tokens, in batches of like length
+    # ---- score: both models on the same tokens, in batches of like length
     ordered = sorted(rows, key=lambda row: len(row["ids"] + row["response_ids"]))
     for i in tqdm(range(0, len(rows), args.micro_batch), desc="score", unit="batch"):
         batch = ordered[i : i + args.micro_batch]
-        for name, x in score_pair(*models, batch, args.temperature, n_vocab).items():
+        for name, x in score_pair(*models, batch, args.temperature, len(tokenizer)).items():
             for row, values in zip(batch, x.split([len(row["response_ids"]) for row in batch]), strict=True):
                 row[name] = values.numpy()
     for row in rows:
         row["pieces"] = [tokenizer.decode([i]) for i in row["response_ids"]]
         row["kind"] = token_kinds(row["prompt"], row["pieces"])
-        row["pieces"] = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in piece) for piece in row["pieces"]]
-        verdict = f"{row['source']}, {'right' if row['right'] else 'wrong'}"
-        row["title"] = f"{verdict}: {row['prompt'][-80:]!r}, answer {row['answer']!r}"
     tokens = flatten(rows)
     np.savez_compressed(out / "tokens.npz", **tokens)
 
-    # ---- 3. count and draw
+    # ---- count and draw
     edges = {}
     for metric in METRICS:
         low, high = np.quantile(tokens[metric], [0.0005, 0.9995])
@@ -650,23 +585,18 @@ def main(args):
     tables, examples = summarise(tokens, edges, args), pick_examples(rows, args.show)
     (out / "summary.json").write_text(json.dumps(tables, indent=2, default=float) + "\n")
     for name, table in tables.items():
-        print_table(name, table)
-    draw_figures(
-        out,
-        tokens,
-        tables,
-        edges,
-        f"{args.base} and {args.rlvr}, {len(rows):,} responses, {len(tokens['id']):,} tokens",
-    )
+        if table:
+            print_table(name, table)
+    title = f"{args.base} and {args.rlvr}, {len(rows):,} responses, {len(tokens['kind']):,} tokens"
+    draw_figures(out, tokens, tables, edges, title)
     draw(out / "tokens.png", {"": partial(draw_tokens, examples=examples)}, "", size=(10, 0.8 + 0.6 * len(examples)))
     write_page(out / "tokens.html", examples)
     print(f"\nfigures, tokens.html, tokens.npz and summary.json are in {out}")
-    return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(parse_args()))
+        main(parse_args())
     except KeyboardInterrupt:
         sys.exit("stopped; what was sampled is kept, and --resume goes on from it")
     except (OSError, ImportError, torch.OutOfMemoryError) as error:  # no such file, full disk, missing package, memory

@@ -449,22 +449,6 @@ def draw_curves(path, rows, title):
     figure.savefig(path, dpi=110)
 
 
-def draw_pass_k(path, models, title):
-    """pass@k over k with 95% intervals over problems. models: {name: what `evaluate` returned}."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axis = figure.subplots()
-    for name, results in models.items():
-        ks = [int(key[5:]) for key in results[0] if key.startswith("pass@")]
-        points = np.array([(k, *mean_and_ci95(results, f"pass@{k}")) for k in ks])
-        axis.errorbar(*points.T, fmt="o-", ms=4, capsize=2, label=name)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ks, ks)
-    axis.set(xlabel="k, samples a problem", ylabel="pass@k", ylim=(0, 1.02), title=title)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.savefig(path, dpi=110)
-
-
 def main(args):
     # ---- models and problems first: what is wrong with them shows before anything runs
     transformers.utils.logging.disable_progress_bar()
@@ -590,10 +574,7 @@ def main(args):
         models[name] = evaluate(model, tokenizer, problems, *sampling, args)
         for key in (key for key in models[name][0] if key.startswith("pass@") or key.endswith("entropy")):
             print("{}  {:15s} {:.3f} ± {:.3f}".format(name, key, *mean_and_ci95(models[name], key)))
-    if models:
         (out / "passk.json").write_text(json.dumps({"samples": args.passk_samples, "models": models}) + "\n")
-        title = f"{len(problems)} problems, temperature {args.passk_temperature:g}, top-p {args.passk_top_p:g}"
-        draw_pass_k(out / "passk.png", models, title)
 
 
 if __name__ == "__main__":

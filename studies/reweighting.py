@@ -76,7 +76,7 @@ def draw(path, curves, seeds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three runs of two steps, nothing recorded")
+    parser.add_argument("--quick", action="store_true", help="two runs of two steps, nothing recorded")
     parser.add_argument("--runs", default="runs/studies/reweighting", help="folder of the runs")
     args = parser.parse_args()
     runs, last = ROOT / args.runs, (2,) if args.quick else LAST
@@ -84,7 +84,7 @@ def main():
     short, sample = "--save-every 20", "--passk-samples 8 --passk-problems 0"
     where = ROOT / "studies" / "results"
     if args.quick:
-        seeds, where = {"none": (1,), "low-prob": (1,), "0.9": (1,)}, runs
+        seeds, where = {"none": (1,), "0.9": (1,)}, runs
         short = "--steps 2 --prompts-per-step 2 --mini-batch 2 --gen-batch 4 --max-gen-batches 2 --eval-problems 10"
         sample = "--passk-samples 8 --passk-problems 10"
     flags = {kind: f"--reweight {kind} --alpha 0.2" for kind in SCHEMES}

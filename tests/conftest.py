@@ -6,8 +6,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and so do th
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model that is not here is an error at once, not after retries
 
+from pathlib import Path
+
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
@@ -37,6 +40,13 @@ def random_qwen(vocab_size=40, seed=0, tie=True, **more):
             if parameter.ndim == 2:
                 parameter.mul_(8)
     return model
+
+
+@pytest.fixture(autouse=True)
+def pictures_only_where_they_are_the_point(request, monkeypatch):
+    """Drawing is a third of a short run. Files are made; what is in them, tests marked "pictures" and fixtures see."""
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
 
 
 @pytest.fixture

@@ -60,33 +60,24 @@ def test_sampled_advantages_are_1_minus_1_over_g_of_the_exact_ones_on_average_an
     many = script.sampled_advantages(theta.expand(200_000, 4), rewards.expand(200_000, 4), 3, generator)
     exact = (rewards - (pi * rewards).sum())[0] * (1 - 1 / 3)
     assert ((many.mean(0) - exact).abs() < 4.5 * many.std(0) / math.sqrt(200_000)).all()
-    natural = natural_gradient(
-        theta.expand(5, 4), many[:5] * pi
-    )  # adv * pi: the gradient of sum over actions adv log pi
+    natural = natural_gradient(theta.expand(5, 4), many[:5] * pi)  # adv * pi: gradient of sum over actions adv log pi
     shift = natural - many[:5]
     assert (shift - shift.mean(-1, keepdim=True)).abs().max() < 1e-9
 
 
 def test_the_theorem_holds_on_1000_random_problems_and_not_with_the_wrong_sign(monkeypatch):
-    found = check_theorem(1000, seed=5, sizes=(2, 3, 5, 10, 40))
-    assert found["(5) problems that lose"] == 0 < found["(5) least gain"]
-    assert max(value for name, value in found.items() if "error" in name) < 1e-9
+    gains, *errors = check_theorem(1000, seed=5, sizes=(2, 3, 5, 10, 40))
+    assert gains.shape == (1000,) and gains.min() > 0 and max(errors) < 1e-9
     monkeypatch.setattr(script, "extrapolate_logp", wrong_sign)
-    assert check_theorem(1000, seed=5, sizes=(2, 3, 5, 10))["(5) problems that lose"] > 900
+    assert (check_theorem(1000, seed=5, sizes=(2, 3, 5, 10))[0] < 0).mean() > 0.9
 
 
 def test_the_check_catches_a_gradient_that_is_not_natural_and_a_wrong_learning_rate(monkeypatch):
     monkeypatch.setattr(script, "natural_gradient", lambda theta, gradient: gradient)
-    assert check_theorem(100, seed=5, sizes=(3, 10))["(4) error"] > 0.01
+    assert check_theorem(100, seed=5, sizes=(3, 10))[1] > 0.01
     monkeypatch.setattr(script, "natural_gradient", lambda theta, gradient: 1.5 * natural_gradient(theta, gradient))
-    found = check_theorem(100, seed=5, sizes=(3, 10))
-    assert found["(4) error"] > 0.01 and found["(6) relative error"] > 0.1
-
-
-def test_the_guarantee_ends_with_another_reward():
-    gains = script.beyond_the_theorem(200, seed=0, steps=5)
-    assert gains["exact NPG"].min() > 0 and (gains["correlation 0"] < 0).mean() > 0.3
-    assert all(len(x) == 200 and np.isfinite(x).all() for x in gains.values())
+    _, npg_error, slope_error = check_theorem(100, seed=5, sizes=(3, 10))
+    assert npg_error > 0.01 and slope_error > 0.1
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -99,9 +90,8 @@ def test_a_policy_stopped_while_it_exploits_is_led_away_from_the_best_action(see
         p = np.exp(theta) / np.exp(theta).sum()
         theta = theta + 2.0 * p * (rewards - p @ rewards)
     mixed = np.exp(theta + (theta - theta_0))
-    assert mixed / mixed.sum() @ rewards - np.exp(theta) / np.exp(theta).sum() @ rewards == pytest.approx(
-        gain, abs=1e-9
-    )
+    change = mixed / mixed.sum() - np.exp(theta) / np.exp(theta).sum()
+    assert change @ rewards == pytest.approx(gain, abs=1e-9)
 
 
 def test_maths_works_pasted_alone():
@@ -192,7 +182,6 @@ def test_rows_count_problems_tokens_and_second_draws():
         n.append(decode_two(*random_pair(), [prompt], taus, gammas, 5, [1], generator=generator)[2].view(3, 3))
     for k, row in enumerate(rows):
         assert row["right"] == [int((lengths[k] % 2 == 0).sum()) for lengths in n]
-        assert row["length"] == pytest.approx(torch.cat([lengths[k] for lengths in n]).double().mean().item())
 
 
 def test_paired_differences():
@@ -213,13 +202,13 @@ QUICK = "--problems 4 --train-problems 3 --samples 2 --gammas 0.5,1 --taus=-1,-0
 
 def run(*flags):
     with contextlib.chdir(ROOT):
-        return script.main(script.parse_args(list(map(str, flags))))
+        script.main(script.parse_args(list(map(str, flags))))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("extrapolate") / "run"
-    assert run(*QUICK, "--out", out) == 0
+    run(*QUICK, "--out", out)
     return out
 
 
@@ -250,37 +239,32 @@ def test_29_resume_after_a_kill_gives_the_same_run(finished, tmp_path, cut):
         run(*QUICK, "--out", out)
     with pytest.raises(SystemExit, match=r"was started with \{'seed': 1\}"):
         run(*QUICK, "--out", out, "--resume", "--seed", 2)
-    assert run(*QUICK, "--out", out, "--resume") == 0
+    run(*QUICK, "--out", out, "--resume")
     for name in ("results.json", "summary.json"):
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 
 
+@pytest.mark.pictures
 def test_theorem_from_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "check_theorem", lambda n, seed: check_theorem(40, seed, sizes=(2, 10)))
     flags = ["--theorem", "--out", tmp_path / "run"]
-    assert run(*flags) == 0
+    run(*flags)
     assert "the theorem holds" in capsys.readouterr().out
     assert (tmp_path / "run" / "theorem.png").stat().st_size > 10_000
     monkeypatch.setattr(script, "extrapolate_logp", wrong_sign)
-    assert run(*flags) == 1 and "FAILS" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="FAILS"):
+        run(*flags)
 
 
 def test_one_problem_one_sample_one_token(tmp_path):
     flags = "--problems 1 --train-problems 1 --samples 1 --max-response 1 --gammas 0.5 --taus=-1 --bootstrap 5".split()
-    assert run(*flags, "--out", tmp_path / "run") == 0
+    run(*flags, "--out", tmp_path / "run")
     assert "NaN" not in (tmp_path / "run" / "summary.json").read_text()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--gammas", "0.1,-1"], "want --gammas positive"),
-        (["--gammas", "0"], "want --gammas positive"),
-        (["--taus=0.3"], "--taus negative"),
-    ],
-)
-def test_bad_flags_are_one_sentence(flags, message):
-    with pytest.raises(SystemExit, match=re.escape(message)):
+@pytest.mark.parametrize("flags", [["--gammas", "0.1,-1"], ["--gammas", "0"], ["--taus=0.3"], ["--samples", "0"]])
+def test_bad_flags_are_one_sentence(flags):
+    with pytest.raises(SystemExit, match="want --gammas such as"):
         run(*QUICK, "--out", "/proc/unused", *flags)
 
 

@@ -256,7 +256,8 @@ def in_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "grpo-n", "gspo", "gspo-n"])
+@pytest.mark.pictures
+@pytest.mark.parametrize("algorithm", ["grpo", "gspo-n"])
 def test_every_algorithm_runs_and_compares_base_and_trained_model(tmp_path, algorithm):
     out = tmp_path / "run"
     run(out, f"--algorithm {algorithm} --model tiny/rlvr")
@@ -266,11 +267,11 @@ def test_every_algorithm_runs_and_compares_base_and_trained_model(tmp_path, algo
     assert found["samples"] == 4 and list(found["models"]) == ["tiny/rlvr", str(out / "model")]
     for problems in found["models"].values():
         assert len(problems) == 5 and all(p["pass@1"] == p["right"] / 4 for p in problems)
-    assert (out / "passk.png").exists() and (out / "curves.png").exists() and (out / "model").is_dir()
+    assert (out / "curves.png").exists() and (out / "model").is_dir()
 
 
 def test_the_minus_n_variants_train_on_fewer_responses(tmp_path):
-    how = "--steps 1 --passk-samples 0 --model tiny/rlvr --max-response 128"
+    how = "--steps 1 --passk-samples 0 --model tiny/rlvr --max-response 128 --eval-problems 1"
     for name, algorithm in (("a", "grpo"), ("b", "grpo-n")):
         run(tmp_path / name, f"{how} --algorithm {algorithm}")
     both, negative = (rows(tmp_path / x)[1] for x in "ab")
@@ -278,9 +279,9 @@ def test_the_minus_n_variants_train_on_fewer_responses(tmp_path):
 
 
 def test_29_resume_is_bit_identical(tmp_path):
-    run(tmp_path / "whole", "--steps 4 --passk-samples 0")
-    run(tmp_path / "run", "--steps 2 --passk-samples 0")
-    run(tmp_path / "run", "--steps 4 --passk-samples 0 --resume")
+    run(tmp_path / "whole", "--steps 2 --eval-every 1 --passk-samples 0")
+    run(tmp_path / "run", "--steps 1 --eval-every 1 --passk-samples 0")
+    run(tmp_path / "run", "--steps 2 --eval-every 1 --passk-samples 0 --resume")
     for name in ("metrics.jsonl", "samples.jsonl", "model/model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 

@@ -122,6 +122,7 @@ def test_prompts_are_in_the_chat_template_with_special_tokens_once(pair):
     assert plain[0] == "1+1?" and plain[1].startswith("Answer in a box.\n\nWhat is six")
 
 
+@pytest.mark.parametrize("pair", ["qwen2-tied"], indirect=True)
 @torch.no_grad()
 def test_8_27_rollouts_end_at_either_id_and_never_draw_padding(pair):
     tokenizer, model = load(pair[0])
@@ -153,7 +154,11 @@ FLAGS = {
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # random bytes have no glyphs
-@pytest.mark.parametrize("name", list(SCRIPTS))
+@pytest.mark.parametrize(
+    ("pair", "name"),
+    [("qwen2-tied", "grpo_n"), ("qwen2-tied", "replace"), ("qwen3-untied", "dapo"), ("qwen3-untied", "extrapolate")],
+    indirect=["pair"],
+)
 def test_every_script_runs_end_to_end(pair, name, tmp_path, monkeypatch):
     script, (base, rlvr, problems) = SCRIPTS[name], pair
     right = iter(range(10**9))  # a random model is never right: every third response counts as such

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,17 +158,12 @@ def test_a_record_that_cannot_be_written_is_named(tmp_path):
         common.write_json(tmp_path / "results" / "a.json", {})
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("studies")  # one for all: three studies look at the same pairs of models
-
-
-STUDIES = ("reweighting",)  # the other five in the same way by hand: seven minutes more
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_the_quick_form_runs_and_goes_on_from_its_records(folder, name):
-    runs = folder / name
+@pytest.mark.skipif(
+    "STUDIES" not in os.environ, reason="eight minutes: STUDIES=1 python -m pytest tests/test_studies.py"
+)
+@pytest.mark.parametrize("name", claims.STUDIES)
+def test_the_quick_form_runs_and_goes_on_from_its_records(name, tmp_path):
+    runs = tmp_path / name
     command = [sys.executable, f"studies/{name}.py", "--quick", "--runs", str(runs)]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr

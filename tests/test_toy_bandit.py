@@ -233,6 +233,7 @@ def test_check_passes_and_a_wrong_equation_fails(monkeypatch, capsys):
         assert end.value.code == 1 and "FAILS" in capsys.readouterr().out
 
 
+@pytest.mark.pictures
 def test_main_draws_every_figure(tmp_path, capsys):
     toy_bandit.main(toy_bandit.Args(out=str(tmp_path / "run"), runs=5, steps=100))
     names = "figure1 figure5 figure6 figure7 figure_adam figure_negative".split()
