@@ -5,8 +5,6 @@ import inspect
 import itertools
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -300,22 +298,3 @@ def test_impossible_flags(tmp_path, flags):
 
 def test_each_algorithm_has_a_learning_rate_of_its_own():
     assert grpo_n.Args(algorithm="grpo-n").lr == grpo_n.LR["grpo-n"] and grpo_n.Args(lr=0.5).lr == 0.5
-
-
-def test_passk_runs_in_its_quick_form(tmp_path):
-    command = f"studies/passk.py tiny/base --quick --runs {tmp_path}"
-    found = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.count("\n| tiny/base ") == 4  # pass@k and entropies at two settings
-
-
-def test_compare_draws_runs_side_by_side_and_names_a_missing_one(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        lines = [{"step": i, "test/greedy": 0.1 * i, "test/greedy_ci95": 0.01, "accuracy": 0.2} for i in range(4)]
-        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    command = [sys.executable, "studies/compare.py", str(tmp_path / "a"), str(tmp_path / "b")]
-    found = subprocess.run([*command, "--out", str(tmp_path / "c.png")], capture_output=True, text=True)
-    assert found.returncode == 0 and (tmp_path / "c.png").exists(), found.stderr
-    found = subprocess.run([*command, str(tmp_path / "nothing")], capture_output=True, text=True)
-    assert found.returncode == 1 and "nothing is no run folder" in found.stderr and "Traceback" not in found.stderr

@@ -146,7 +146,7 @@ def test_calibrated_thresholds_match_their_ratios_within_10_percent():
         tokenizer = AutoTokenizer.from_pretrained("tiny/rlvr")
         problems = replace.read_problems("tiny/train.jsonl", tokenizer, 128)
     args = replace.Args(ratios="0.1,0.2", rows=2000, device="cpu")
-    points = run_job("dlogp", 7, models, tokenizer, problems[:32], problems[1000:1060], args)
+    points = run_job("dlogp", 7, models, tokenizer, problems[:24], problems[1000:1040], args)
     for point, target in zip(points, (0.1, 0.2), strict=True):
         assert point["target"] == target and point["ratio"] == pytest.approx(target, rel=0.1)
 
@@ -252,7 +252,7 @@ def test_a_run_leaves_every_figure_and_number(finished):
     assert set(table) == {"dlogp", "random", "kl-forward", "dlogp - random"}
 
 
-@pytest.mark.parametrize("kept", [0, 3])
+@pytest.mark.parametrize("kept", [3])
 def test_29_resume_after_a_kill_gives_the_same_bytes(finished, tmp_path, kept):
     out, results = tmp_path / "run", json.loads((finished / "results.json").read_text())
     out.mkdir()

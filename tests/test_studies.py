@@ -129,8 +129,8 @@ def test_verdicts_that_differ_name_what_they_are_about():
 
 def test_a_failed_run_ends_the_study_with_its_last_words(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    command = ("dapo.py --train nowhere.jsonl", tmp_path / "run", "model/config.json")
-    with pytest.raises(SystemExit, match=r"nowhere\.jsonl"):
+    command = ("toy_bandit.py --rewards x", tmp_path / "run", "summary.json")
+    with pytest.raises(SystemExit, match=r"--rewards"):
         common.run_all({tmp_path / "a.json": ([command], dict)})
     assert not (tmp_path / "a.json").exists()
 
@@ -171,3 +171,23 @@ def test_the_quick_form_runs_and_goes_on_from_its_records(name, tmp_path):
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.startswith("0 of ")
     assert again.stdout.rpartition("runs to do\n")[2] == first.stdout.rpartition("done\n")[2]
+
+
+@pytest.mark.skipif("STUDIES" not in os.environ, reason="by hand, as above")
+def test_passk_runs_in_its_quick_form(tmp_path):
+    command = f"studies/passk.py tiny/base --quick --runs {tmp_path}"
+    found = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("\n| tiny/base ") == 4  # pass@k and entropies at two settings
+
+
+def test_compare_draws_runs_side_by_side_and_names_a_missing_one(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        lines = [{"step": i, "test/greedy": 0.1 * i, "test/greedy_ci95": 0.01, "accuracy": 0.2} for i in range(4)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    command = [sys.executable, ROOT / "studies/compare.py", str(tmp_path / "a"), str(tmp_path / "b")]
+    found = subprocess.run([*command, "--out", str(tmp_path / "c.png")], capture_output=True, text=True)
+    assert found.returncode == 0 and (tmp_path / "c.png").exists(), found.stderr
+    found = subprocess.run([*command, str(tmp_path / "nothing")], capture_output=True, text=True)
+    assert found.returncode == 1 and "nothing is no run folder" in found.stderr and "Traceback" not in found.stderr
