@@ -14,8 +14,8 @@ import dapo
 import delta_logp
 
 pytest.importorskip("hypothesis", reason="needs: pip install -r requirements-extras.txt")
-from hypothesis import HealthCheck, example, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 MANY = settings(max_examples=5_000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 PIECES = (
