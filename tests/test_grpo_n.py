@@ -254,7 +254,6 @@ def in_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.pictures
 @pytest.mark.parametrize("algorithm", ["grpo", "gspo-n"])
 def test_every_algorithm_runs_and_compares_base_and_trained_model(tmp_path, algorithm):
     out = tmp_path / "run"

@@ -115,15 +115,14 @@ def test_every_command_of_every_page_is_one(command):
 SHORT = {  # flags that make a README command take seconds, without changing what it does
     "dapo.py": "--steps 1 --prompts-per-step 4 --mini-batch 2 --gen-batch 8 --eval-problems 10",
     "grpo_n.py": "--steps 1 --prompts-per-step 4 --mini-batch 2 --eval-problems 10 --passk-samples 2",
-    "delta_logp.py": "--problems 4 --samples 2 --bootstrap 10",
-    "extrapolate.py": "--problems 3 --train-problems 3 --samples 2 --gammas 0.5 --taus=-1 --bootstrap 20",
-    "replace.py": "--problems 4 --samples 2 --ratios 0.1,0.3 --calibration-problems 4 --calibration-passes 1"
-    " --criteria dlogp,random --bootstrap 20",
-    "toy_bandit.py": "--runs 20 --steps 200",
+    "delta_logp.py": "--problems 2 --samples 2 --bootstrap 10",
+    "extrapolate.py": "--problems 2 --train-problems 2 --samples 1 --gammas 0.5 --taus=-1 --bootstrap 20",
+    "replace.py": "--problems 2 --samples 1 --ratios 0.1 --calibration-problems 2 --calibration-passes 1"
+    " --criteria dlogp --bootstrap 20",
+    "toy_bandit.py": "--runs 5 --steps 100",
 }
 
 
-@pytest.mark.pictures
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readme_command_of_each_script_runs(name, tmp_path, monkeypatch, capsys):
     """As written, plus flags that make it short."""

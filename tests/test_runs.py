@@ -17,7 +17,7 @@ import dapo
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--prompts-per-step 4 --mini-batch 2 --group-size 4 --gen-batch 8 --max-gen-batches 4 --max-response 48"
-SMALL += " --overlong-buffer 8 --eval-every 2 --eval-problems 4 --eval-samples 2 --micro-batch 6 --device cpu"
+SMALL += " --overlong-buffer 8 --eval-every 2 --eval-problems 2 --eval-samples 2 --micro-batch 6 --device cpu"
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +227,7 @@ def test_bad_input_is_one_sentence(bad, tmp_path, flags, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     small = (
-        SMALL.replace("--eval-problems 4", "--eval-problems 1") + f" --train {bad}/good.jsonl --test {bad}/good.jsonl"
+        SMALL.replace("--eval-problems 2", "--eval-problems 1") + f" --train {bad}/good.jsonl --test {bad}/good.jsonl"
     )
     if "older" not in flags and "whole" not in flags:
         small += f" --steps 0 --out {tmp_path / 'run'}"

@@ -84,7 +84,7 @@ def test_the_base_is_a_good_subject(tokenizer):
 
 def test_make_tiny_runs_from_nothing_and_goes_on_after_an_interruption(tmp_path, capsys):
     """One hundred small steps of pre-training (which teach nothing), saved, then continued to the end."""
-    flags = ["--n-train", "30", "--n-test", "10", "--batch-size", "4", "--until-two", "0"]
+    flags = ["--n-train", "30", "--n-test", "4", "--batch-size", "2", "--until-two", "0"]
     flags += ["--settle-steps", "2", "--fork-steps", "2", "--out", str(tmp_path)]
     command = [str(TINY / "make_tiny.py"), *flags]
     before, sys.argv = sys.argv, command
