@@ -137,7 +137,7 @@ def group_advantages(rewards):
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return (centred / (std + 1e-6)).masked_fill(equal, 0.0)  # (2), with n - 1 and 1e-6 as in the released code
+    return (centred / (std + 1e-6)).masked_fill(equal, 0.0)  # n - 1 and 1e-6 as in the released code
 
 
 def histogram_overlap(a, b, weights_a, weights_b, edges):

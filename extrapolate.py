@@ -411,7 +411,7 @@ def draw(path, curves, at, args):
             y, low, high = np.array([(at[arm]["diff"], *at[arm]["diff_ci95"]) for arm in arms]).T
             axis.errorbar(x, y, (y - low, high - y), fmt="o-", ms=4, capsize=2, label=label)
         axis.axhline(0, color="black", lw=1, ls="--", label="RLVR")
-        axis.set(title=title, ylim=(-0.15, 0.15), ylabel=f"avg@{args.samples} minus RLVR's, paired by problem")
+        axis.set(title=title, ylim=(-0.15, 0.15), ylabel=f"avg@{args.samples} minus RLVR's (cut at 0.15)")
         axis.set_xlabel(f"drawn again (%), tau {args.taus}" if over_tau else "gamma of the second draw (0: from RLVR)")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
