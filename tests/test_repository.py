@@ -52,7 +52,7 @@ def test_help_names_every_flag_and_comes_at_once(path):
     assert found.returncode == 0 and "Paper" in found.stdout and "--seed" in found.stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)  # seconds of the CPU: a busy machine changes little
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < (1 if path.name == "toy_bandit.py" else 6), f"start-up took {seconds:.1f} s"
+    assert seconds < (2 if path.name == "toy_bandit.py" else 9), f"start-up took {seconds:.1f} s"  # torch takes 3
 
 
 def test_shared_functions_are_identical():
