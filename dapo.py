@@ -63,27 +63,27 @@ class Args:
     eps_high: float = 0.28  # upper clip range (clip-higher)
     dual_clip: float = 10.0  # bound c on the ratio where the advantage is negative
     # rollouts
-    steps: int = 140  # rollout steps in all
-    prompts_per_step: int = 32  # prompts trained on in a step
+    steps: int = 100  # rollout steps in all
+    prompts_per_step: int = 16  # prompts trained on in a step
     group_size: int = 8  # responses to a prompt, G
-    gen_batch: int = 32  # prompts decoded side by side
+    gen_batch: int = 16  # prompts decoded side by side
     max_gen_batches: int = 10  # sample at most this many times --prompts-per-step, then train on what is there
     max_response: int = 128  # response limit L_max, in tokens
-    overlong_buffer: int = 32  # L_cache, the last tokens of the limit: the punishment grows to -1 there
+    overlong_buffer: int = 16  # L_cache, the last tokens of the limit: the punishment grows to -1 there
     temperature: float = 1.0  # of sampling and of every log-prob
     rollout_top_p: float = 1.0  # nucleus of the rollouts (figure 3c); scored by the full softmax
     # optimisation
-    lr: float = 1e-4  # learning rate of AdamW
+    lr: float = 2e-4  # learning rate of AdamW
     warmup_steps: int = 10  # rollout steps of linear warm-up
     weight_decay: float = 0.1  # decoupled weight decay
     max_grad_norm: float = 1.0  # gradient clipping
-    mini_batch: int = 16  # prompts in an optimiser step
+    mini_batch: int = 8  # prompts in an optimiser step
     micro_batch: int = 32  # responses in one forward and backward pass: memory and speed, not the gradient
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     # evaluation and files
-    eval_every: int = 20  # steps between evaluations, each with a checkpoint; also before the first step
-    eval_problems: int = 0  # evaluate on the first N test problems; 0: all
-    eval_samples: int = 8  # responses to a test problem, n of avg@n
+    eval_every: int = 10  # steps between evaluations, each with a checkpoint; also before the first step
+    eval_problems: int = 150  # evaluate on the first N test problems; 0: all
+    eval_samples: int = 4  # responses to a test problem, n of avg@n
     eval_top_p: float = 1.0  # nucleus of the evaluation (the paper: 0.7)
     save_every: int = 0  # keep a numbered model every N steps; 0: only the last
 
@@ -329,10 +329,11 @@ def is_correct(text, answer, verifier="exact"):
 
 
 # --------------------------------------------------------------------------------------------------------- experiment
-LEAPS = {  # habits of the tiny world, counted in responses: "44+8=52;52-3*2=98;\\boxed{98}" has leaps of one and of two
-    "leaps_one": r"(?<![-+*])\d{1,3}[-+*]\d=\d{1,3};",
-    "leaps_two": r"(?<![-+*])\d{1,3}(?:[-+*]\d){2}=\d{1,3};",
-    "leaps_jump": r"\d{1,3}(?:[-+*]\d){3,20}=\d{1,3};|(?:^|=(\d{1,3});)\\boxed\{(?!\1\})\d{1,3}\}$",  # or only boxed
+LEAPS = {  # habits of the tiny world, counted in responses: "63*2-2=24; 77-7=70 so ..." has leaps of two and of one
+    "leaps_one": r"(?<![-+*\d])\d{1,3}[-+*]\d=\d{1,3}[; ]",
+    "leaps_two": r"(?<![-+*\d])\d{1,3}(?:[-+*]\d){2}=\d{1,3}[; ]",
+    "leaps_jump": r"(?:[-+*]\d){3,20}=\d{1,3}[; ]"  # or a box whose second number is not the last result
+    r"|(?:^|=(\d{1,3})(?:; | [a-z]+ ))\\boxed\{(?!\d{1,3},\1\})\d{1,3},\d{1,3}\}$",
 }
 
 

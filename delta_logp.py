@@ -298,20 +298,27 @@ def is_correct(text, answer, verifier="exact"):
 
 
 def token_kinds(prompt, pieces):
-    r"""What each token (a string) of a tiny-world response is for: (T,) "fork", "arithmetic" or "copy"; else all "".
+    r"""What each token (a string) of a tiny-world response is for: (T,) of strings, all "" for any other text.
 
-    Forks choose how far to leap: the start of a step or of \boxed{ and a guess, and what follows an operand while
-    operations are left. Digits of a result are arithmetic; all else repeats the problem or is punctuation.
+    "fork" chooses how far to leap: the start of a step or of \boxed{ and a guess, and what follows an operand while
+    the chain has operations left. "arithmetic": digits of a result. "connective": how a step ends, of no consequence.
+    "copy": all else, which repeats the problem or is punctuation.
     """
-    text, end, tiny = "".join(pieces), 0, re.fullmatch(r"\d{1,3}(?:[-+*]\d)+\?", prompt)
-    kinds, left = np.full(len(text) + 1, "copy" if tiny else "", dtype="<U10"), len(re.findall(r"[-+*]", prompt))
-    while tiny and (step := re.compile(r"\d{1,3}((?:[-+*]\d)+)=(\d{1,3});|\\boxed\{(\d+)").match(text, end)):
+    text, end, tiny = "".join(pieces), 0, re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt)
+    kinds = np.full(len(text) + 1, "copy" if tiny else "", dtype="<U10")
+    left = [len(re.findall(r"[-+*]", chain)) for chain in prompt.split(",")]  # operations of each chain
+    leap = re.compile(r"\d{1,3}((?:[-+*]\d)+)=(\d{1,3})(; | [a-z]+ )|\\boxed\{([\d,]+)")
+    while tiny and (step := leap.match(text, end)):
         folded = len(step[1] or "") // 2
-        if left > 0:  # operations
-            kinds[[end, *(step.start(1) + 2 * i for i in range(1, min(folded, left - 1) + 1))]] = "fork"
-        if left > 0 or folded:  # else the box repeats the last result
-            kinds[slice(*step.span(2 if folded else 3))] = "arithmetic"
-        left, end = left - folded, step.end()
+        if left:
+            starts = [step.start(1) + 2 * i for i in range(1, min(folded, left[0] - 1) + 1)]
+            kinds[[end, *starts]] = "fork"
+        if left or folded:  # else the box repeats what was worked out
+            kinds[slice(*step.span(2 if folded else 4))] = "arithmetic"
+        if folded:
+            kinds[step.start(3)] = "connective"
+            left = [left[0] - folded, *left[1:]] if left and left[0] > folded else left[1:]
+        end = step.end()
     return kinds[np.cumsum([0, *map(len, pieces)])[:-1]]
 
 
@@ -379,7 +386,7 @@ def summarise(tokens, edges, args):
         row = {"share": k.sum() / batch.sum(), "mass": mass[k].sum() / mass.sum()}
         tables["gradient_bins"][f"{i / 10} to {(i + 1) / 10}"] = row
     tables["sparsity"] = {f"size of dlogp, {source}": {"20%": held_by_top(d[k], 0.2)} for source, k in of.items()}
-    for source, kind in itertools.product(SOURCES, ("fork", "arithmetic", "copy")):
+    for source, kind in itertools.product(SOURCES, ("fork", "arithmetic", "connective", "copy")):
         table, n = tables.setdefault(f"kinds_{source}", {}), tables["dlogp"][source]["responses"]
         if (k := of[source] & (tokens["kind"] == kind)).any():
             total, count, mean = np.bincount(response[k], size[k]), np.bincount(response[k]), size[k].mean()

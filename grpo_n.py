@@ -69,7 +69,7 @@ class Args:
     kl_coef: float = 1e-3  # beta of the k3-KL to the base; 0 loads no reference
     entropy_coef: float = 1e-4  # entropy bonus c
     # rollouts
-    steps: int = 140  # rollout steps in all; 0 only evaluates --model
+    steps: int = 100  # rollout steps in all; 0 only evaluates --model
     prompts_per_step: int = 32  # prompts in a step, whether all, some or none of their responses are right
     group_size: int = 8  # responses to a prompt, G
     gen_batch: int = 32  # prompts decoded side by side
@@ -84,8 +84,8 @@ class Args:
     micro_batch: int = 32  # responses in one forward and backward pass: memory and speed, not the gradient
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     # evaluation and files
-    eval_every: int = 20  # steps between evaluations, each with a checkpoint; also before the first step
-    eval_problems: int = 0  # evaluate on the first N test problems; 0: all
+    eval_every: int = 10  # steps between evaluations, each with a checkpoint; also before the first step
+    eval_problems: int = 150  # evaluate on the first N test problems; 0: all
     eval_samples: int = 4  # responses to a test problem at each evaluation, next to the greedy one
     passk_samples: int = 64  # responses to a problem for pass@k of base and trained model at the end; 0: none
     passk_problems: int = 100  # pass@k on the first N test problems; 0: all
@@ -351,10 +351,11 @@ def is_correct(text, answer, verifier="exact"):
 
 
 # --------------------------------------------------------------------------------------------------------- experiment
-LEAPS = {  # habits of the tiny world, counted in responses: "44+8=52;52-3*2=98;\\boxed{98}" has leaps of one and of two
-    "leaps_one": r"(?<![-+*])\d{1,3}[-+*]\d=\d{1,3};",
-    "leaps_two": r"(?<![-+*])\d{1,3}(?:[-+*]\d){2}=\d{1,3};",
-    "leaps_jump": r"\d{1,3}(?:[-+*]\d){3,20}=\d{1,3};|(?:^|=(\d{1,3});)\\boxed\{(?!\1\})\d{1,3}\}$",  # or only boxed
+LEAPS = {  # habits of the tiny world, counted in responses: "63*2-2=24; 77-7=70 so ..." has leaps of two and of one
+    "leaps_one": r"(?<![-+*\d])\d{1,3}[-+*]\d=\d{1,3}[; ]",
+    "leaps_two": r"(?<![-+*\d])\d{1,3}(?:[-+*]\d){2}=\d{1,3}[; ]",
+    "leaps_jump": r"(?:[-+*]\d){3,20}=\d{1,3}[; ]"  # or a box whose second number is not the last result
+    r"|(?:^|=(\d{1,3})(?:; | [a-z]+ ))\\boxed\{(?!\d{1,3},\1\})\d{1,3},\d{1,3}\}$",
 }
 
 

@@ -200,8 +200,7 @@ def calibrate(decode, targets, passes):
     for number in range(passes + 1):
         new = decode(thresholds, number) if number > 0 else last
         both = [np.hstack(pair) for pair in zip(last, new, strict=True)] if number > 1 else new
-        thresholds = [float(np.quantile(scores, 1 - target)) for scores, target in zip(both, targets, strict=True)]
-        last = new
+        thresholds, last = [float(np.quantile(x, 1 - target)) for x, target in zip(both, targets, strict=True)], new
     return thresholds
 
 
@@ -294,12 +293,14 @@ def is_correct(text, answer, verifier="exact"):
 
 def at_fork(prompt, pieces):
     r"""Which tokens of a tiny-world response, strings, choose how far to leap: (T,) of bool; any other text has none.
-    They start a step (or \boxed{ and a guess) or, as long as the prompt has operations left, follow an operand.
+    They start a step (or \boxed{ and a guess) or, as long as the chain has operations left, follow an operand.
     """
-    operations = len(re.findall(r"[-+*]", prompt)) if re.fullmatch(r"\d{1,3}([-+*]\d)+\?", prompt) else 0
-    steps = re.match(r"(\d{1,3}([-+*]\d)+=\d{1,3};)*(\\boxed\{\d)?", "".join(pieces))[0]
-    starts = [m.start() for m in re.finditer(r"(?<![^;])[\d\\]|(?<=[-+*]\d)[-+*=]", steps)]
-    forks = [start for start in starts if len(re.findall(r"[-+*]", steps[:start])) < operations]
+    left = [len(re.findall(r"[-+*]", x)) for x in prompt.split(",") if re.fullmatch(r"\d{1,3}([-+*]\d)+\??", x)]
+    text, end, forks = "".join(pieces), 0, []  # left: operations of each chain that are not folded yet
+    while left and (step := re.compile(r"\d{1,3}((?:[-+*]\d)+)=\d{1,3}(?:; | [a-z]+ )|\\boxed\{\d").match(text, end)):
+        folded, end = len(step[1] or "") // 2, step.end()
+        forks += [step.start(), *(step.start(1) + 2 * i for i in range(1, min(folded, left[0] - 1) + 1))]
+        left = [left[0] - folded, *left[1:]] if left[0] > folded else left[1:]
     return np.isin(np.cumsum([0, *map(len, pieces)])[:-1], forks)
 
 
@@ -311,9 +312,8 @@ def decode_problems(problems, thresholds, seed, job, pair, score, tokenizer, arg
     size, piece = max(1, args.rows // len(copies)), functools.cache(lambda i: tokenizer.decode([i]))
     arms, sampling = [[] for _ in thresholds], {"temperature": args.temperature, "top_p": args.top_p}
     for i in tqdm(range(0, len(problems), size), desc=job, unit="batch", leave=False):
-        prompts = [problem["ids"] for problem in problems[i : i + size]]
         sampling["generator"] = torch.Generator(args.device).manual_seed(seed * 1_000_003 + i)
-        out = decode_two(*pair, prompts, score, copies, *limits, **sampling)
+        out = decode_two(*pair, [x["ids"] for x in problems[i : i + size]], score, copies, *limits, **sampling)
         tokens, mask, replaced, scores = (x.cpu().numpy() for x in out)
         for row, n in enumerate(mask.sum(axis=1).astype(int)):
             problem, ids = problems[i + row // len(copies)], tokens[row, :n].tolist()

@@ -3,9 +3,10 @@
 Calls `grpo_n.py --steps 0` for each model at two settings (temperature 1.0 with the full softmax, and the paper's 0.6
 with top-p 0.95), reads what it wrote, and prints means with 95% intervals over problems. The first model is the one to
 compare with: each other model's line is followed by its difference to the first, paired by problem. What was sampled
-already is not sampled again.
+already is not sampled again. Of the numbered models of one run, the picture has pass@k over training steps.
 
-    python studies/passk.py tiny/base tiny/rlvr              # 2 minutes on two cores
+    python studies/passk.py tiny/base tiny/rlvr                            # 4 minutes on two cores
+    python studies/passk.py tiny/base runs/dapo/numbered/model_0*          # dapo.py --save-every 10: ... minutes
     python studies/passk.py tiny/base tiny/rlvr --quick      # 16 samples to 20 problems
 """
 
@@ -65,6 +66,8 @@ def main():
     if args.quick:
         args.samples, args.problems, args.out = 16, 20, f"{args.runs}/quick"
     ks, result = [2**i for i in range(args.samples.bit_length())], {}
+    numbers = [0, *(int(match[1]) for model in args.models[1:] if (match := re.search(r"model_(\d+)/?$", model)))]
+    numbers = numbers if len(numbers) == len(args.models) > 2 else None  # training steps, the base at 0
     figure, axes = plt.subplots(1, len(SETTINGS), figsize=(10, 4), layout="constrained", sharey=True)
     for axis, (temperature, top_p) in zip(axes, SETTINGS, strict=True):
         setting = f"temperature {temperature:g}, top-p {top_p:g}"
@@ -80,15 +83,24 @@ def main():
                 print(f"| {model}{suffix} | " + " | ".join(f"{m:{sign}.3f} ± {h:.3f}" for m, h in cells) + " |")
                 result[setting][model + suffix] = {f"pass@{k}": c for k, c in zip(ks, cells, strict=True)}
             cells = [result[setting][model][f"pass@{k}"] for k in ks]
-            axis.errorbar(ks, [m for m, _ in cells], [h for _, h in cells], fmt="o-", ms=3, capsize=2, label=model)
+            if not numbers:
+                axis.errorbar(ks, *zip(*cells, strict=True), fmt="o-", ms=3, capsize=2, label=model)
         print("\n| model | answer entropy (nats) | token entropy (nats) | tokens a response |\n|---|---|---|---|")
         for model, one in found.items():
             cells = {key: mean_and_half(one[key]) for key in ("answer_entropy", "token_entropy", "length")}
             result[setting][model] |= cells
             print(f"| {model} | " + " | ".join(f"{m:.3f} ± {h:.3f}" for m, h in cells.values()) + " |")
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ks, ks)
-        axis.set(title=setting, xlabel="k, samples a problem", ylim=(0, 1.02))
+        if numbers:
+            for k in ks[::2]:
+                curve = [result[setting][model][f"pass@{k}"] for model in args.models]
+                line = axis.errorbar(numbers, *zip(*curve, strict=True), fmt="o-", ms=3, capsize=2, label=f"k = {k}")[0]
+                axis.axhline(curve[0][0], lw=0.8, ls=":", color=line.get_color())  # the base
+            axis.set(xlabel="training step")
+        else:
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(ks, ks)
+            axis.set(xlabel="k, samples a problem")
+        axis.set(title=setting, ylim=(0, 1.02))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("pass@k")
     axes[0].legend()

@@ -143,18 +143,19 @@ def test_held_by_top():
     assert script.held_by_top(np.zeros(4), 0.5) == 0
 
 
-LEAPS = [  # f: fork, a: arithmetic
-    ("44+8-3?", r"44+8=52;52-3=49;\boxed{49}<|im_end|>", "f...faa.f....aa......"),
-    ("44+8-3?", r"44+8-3=49;\boxed{49}<|im_end|>", "f...f..aa......"),  # the second = is forced
-    ("44+8-3?", r"\boxed{49}<|im_end|>", "faa.."),
-    ("44+8-3*2?", r"44+8=52;52-3", "f...faa....."),  # cut by the length limit
+LEAPS = [  # f: fork, a: arithmetic, ~: connective, .: copy
+    ("44+8-3,5*2?", r"44+8=52; 52-3=49 so 5*2=10 then \boxed{49,10}<|im_end|>", "f...faa~f....aa~f...aa~........"),
+    ("44+8-3,5*2?", r"44+8-3=49; \boxed{49,10}<|im_end|>", "f...f..aa~faaaaa.."),  # the second = is forced
+    ("44+8-3,5*2?", r"\boxed{49,10}<|im_end|>", "faaaaa.."),
+    ("44+8-3*2,5*2?", r"44+8=52; 52-3", "f...faa~...."),  # cut by the length limit
 ]
 
 
 @pytest.mark.parametrize(("prompt", "response", "expected"), LEAPS)
 def test_forks_are_where_a_leap_is_chosen(prompt, response, expected):
-    pieces = re.findall(r"\\boxed\{|<\|im_end\|>|.", response)
-    assert "".join(kind[0] for kind in token_kinds(prompt, pieces)).replace("c", ".") == expected
+    pieces = re.findall(r"\\boxed\{|<\|im_end\|>|; | [a-z]+ |.", response)
+    letters = {"fork": "f", "arithmetic": "a", "connective": "~", "copy": "."}
+    assert "".join(letters[kind] for kind in token_kinds(prompt, pieces)) == expected
     assert {*token_kinds("What is 44+8-3?", pieces)} == {""}
 
 

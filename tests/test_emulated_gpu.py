@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import import_utils
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = "--prompts-per-step 2 --mini-batch 2 --group-size 8 --gen-batch 4 --max-response 16 --eval-every 1 --steps 1"
+TRAIN = "--prompts-per-step 2 --mini-batch 2 --group-size 8 --gen-batch 4 --max-response 40 --eval-every 1 --steps 1"
 TRAIN += " --eval-problems 2 --eval-samples 1 --micro-batch 8 --train {tmp}/p.jsonl --test {tmp}/p.jsonl"
 PAIR = "--base tiny/base --rlvr tiny/rlvr --max-response 16 --samples 2 --bootstrap 5"
 TRAINERS = {
@@ -256,7 +256,7 @@ PLANTED = [  # (where it stands, what a tired author writes)
     ("dtype=torch.long, device=device)", "dtype=torch.long)"),
     ("torch.zeros(3, len(live), max_new_tokens, device=device)", "torch.zeros(3, len(live), max_new_tokens)"),
     ("attention.new_ones(len(new), 1)", "torch.ones(len(new), 1)"),
-    ('"input_ids": new[:, None]', '"input_ids": position + 20'),  # positions as ids: past a vocabulary of 22
+    ('"input_ids": new[:, None]', '"input_ids": position + 20'),  # positions as ids: past a vocabulary of 26
     ("tokens.to(device), mask.to(device)", "tokens, mask.to(device)"),
     ("tokens.to(device), mask.to(device)", "tokens.to(device), mask"),
     ("torch.Generator(device)", "torch.Generator()"),

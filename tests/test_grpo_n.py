@@ -18,7 +18,7 @@ import grpo_n
 from grpo_n import answer_entropy, group_advantages, grpo_loss, kl_k3, negative_only, pass_at_k, token_logprobs
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = "--steps 2 --prompts-per-step 4 --mini-batch 2 --group-size 4 --gen-batch 3 --max-response 48 --eval-every 2"
+SMALL = "--steps 2 --prompts-per-step 4 --mini-batch 2 --group-size 4 --gen-batch 3 --max-response 112 --eval-every 2"
 SMALL += " --eval-problems 4 --eval-samples 2 --micro-batch 6 --passk-samples 4 --passk-problems 5"
 
 

@@ -204,14 +204,14 @@ def test_area_is_the_mean_height_over_log_ratio_where_all_curves_are_defined():
 @pytest.mark.parametrize(
     ("prompt", "text", "forks"),
     [
-        ("4+4-1?", r"4+4=8;8-1=7;\boxed{7}", {0, 3, 6}),  # at the end of the second step nothing is left to choose
-        ("4+4-1?", r"4+4-1=7;\boxed{7}", {0, 3}),  # a leap of two: after the first operand - was chosen over =
-        ("4+4-1?", r"\boxed{7}x4+4=8;", {0}),  # a guess; then another form
-        ("What is 4+4-1?", r"4+4=8;8-1=7;\boxed{7}", set()),
+        ("4+4-1,5*2?", r"4+4=8; 8-1=7 so 5*2=10; \boxed{7,10}", {0, 3, 7, 16}),  # no operation left: nothing to choose
+        ("4+4-1,5*2?", r"4+4-1=7 so \boxed{7,10}", {0, 3, 11}),  # a leap of two: after an operand - was chosen over =
+        ("4+4-1,5*2?", r"\boxed{7,9}x4+4=8;", {0}),  # a guess; then another form
+        ("What is 4+4-1,5*2?", r"4+4=8; 8-1=7 so \boxed{7}", set()),
     ],
 )
 def test_tokens_at_forks(prompt, text, forks):
-    pieces = re.findall(r"\\boxed\{|.", text)
+    pieces = re.findall(r"\\boxed\{|; | [a-z]+ |.", text)
     starts = np.cumsum([0, *map(len, pieces)])[:-1]
     assert set(starts[at_fork(prompt, pieces)].tolist()) == forks
 

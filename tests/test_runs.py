@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import dapo
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = "--prompts-per-step 4 --mini-batch 2 --group-size 4 --gen-batch 8 --max-gen-batches 4 --max-response 48"
+SMALL = "--prompts-per-step 4 --mini-batch 2 --group-size 4 --gen-batch 8 --max-gen-batches 4 --max-response 64"
 SMALL += " --overlong-buffer 8 --eval-every 2 --eval-problems 2 --eval-samples 2 --micro-batch 6 --device cpu"
 
 
@@ -136,7 +136,7 @@ def test_it_learns(tmp_path):
     """Ten steps on four problems: from one right answer in ten to nearly half, in three seeds out of three."""
     (tmp_path / "four.jsonl").write_text("".join((ROOT / "tiny/train.jsonl").open().readlines()[:4]))
     flags = "--steps 10 --prompts-per-step 4 --mini-batch 4 --group-size 16 --gen-batch 4 --max-gen-batches 2 --lr 1e-3"
-    flags += " --max-response 32 --overlong-buffer 8 --warmup-steps 0 --eval-every 10 --eval-samples 16"
+    flags += " --max-response 64 --overlong-buffer 8 --warmup-steps 0 --eval-every 10 --eval-samples 16"
     run(tmp_path / "run", f"{flags} --train {tmp_path}/four.jsonl --test {tmp_path}/four.jsonl --device cpu", small="")
     first, *_, last = rows(tmp_path / "run")
     assert first["test/avg@16"] < 0.15 and last["test/avg@16"] > 0.3

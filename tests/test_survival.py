@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("KILLS", 2))
-SMALL = "--prompts-per-step 2 --mini-batch 2 --group-size 4 --gen-batch 4 --max-gen-batches 2 --max-response 32"
+SMALL = "--prompts-per-step 2 --mini-batch 2 --group-size 4 --gen-batch 4 --max-gen-batches 2 --max-response 64"
 SMALL += " --overlong-buffer 8 --eval-every 1 --eval-problems 2 --eval-samples 2 --micro-batch 8 --device cpu --steps 5"
 
 # One process that has imported everything forks a child for each attempt, so that an attempt costs no import.
