@@ -69,10 +69,10 @@ class Args:
     kl_coef: float = 1e-3  # beta of the k3-KL to the base; 0 loads no reference
     entropy_coef: float = 1e-4  # entropy bonus c
     # rollouts
-    steps: int = 100  # rollout steps in all; 0 only evaluates --model
-    prompts_per_step: int = 32  # prompts in a step, whether all, some or none of their responses are right
+    steps: int = 140  # rollout steps in all; 0 only evaluates --model
+    prompts_per_step: int = 16  # prompts in a step, whether all, some or none of their responses are right
     group_size: int = 8  # responses to a prompt, G
-    gen_batch: int = 32  # prompts decoded side by side
+    gen_batch: int = 16  # prompts decoded side by side
     max_response: int = 128  # response limit, in tokens
     temperature: float = 1.0  # of sampling and of every log-prob
     # optimisation
@@ -80,11 +80,11 @@ class Args:
     warmup_steps: int = 10  # rollout steps of linear warm-up
     weight_decay: float = 0.1  # decoupled weight decay
     max_grad_norm: float = 1.0  # gradient clipping
-    mini_batch: int = 16  # prompts in an optimiser step
+    mini_batch: int = 8  # prompts in an optimiser step
     micro_batch: int = 32  # responses in one forward and backward pass: memory and speed, not the gradient
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     # evaluation and files
-    eval_every: int = 10  # steps between evaluations, each with a checkpoint; also before the first step
+    eval_every: int = 20  # steps between evaluations, each with a checkpoint; also before the first step
     eval_problems: int = 150  # evaluate on the first N test problems; 0: all
     eval_samples: int = 4  # responses to a test problem at each evaluation, next to the greedy one
     passk_samples: int = 64  # responses to a problem for pass@k of base and trained model at the end; 0: none

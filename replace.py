@@ -295,7 +295,7 @@ def at_fork(prompt, pieces):
     r"""Which tokens of a tiny-world response, strings, choose how far to leap: (T,) of bool; any other text has none.
     They start a step (or \boxed{ and a guess) or, as long as the chain has operations left, follow an operand.
     """
-    left = [len(re.findall(r"[-+*]", x)) for x in prompt.split(",") if re.fullmatch(r"\d{1,3}([-+*]\d)+\??", x)]
+    left = [len(re.findall("[-+*]", x)) for x in prompt.split(",") if re.fullmatch(r"(\d+([-+*]\d)+[,?]){2}", prompt)]
     text, end, forks = "".join(pieces), 0, []  # left: operations of each chain that are not folded yet
     while left and (step := re.compile(r"\d{1,3}((?:[-+*]\d)+)=\d{1,3}(?:; | [a-z]+ )|\\boxed\{\d").match(text, end)):
         folded, end = len(step[1] or "") // 2, step.end()

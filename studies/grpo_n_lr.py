@@ -5,7 +5,7 @@ accuracy and entropy at the end, measured on the last 200 training problems (the
 the last training responses. The rate with the best pass@1, mean over both seeds, is the algorithm's default. Runs that
 are there already are not run again. Two seeds of one base: this decides no claim.
 
-    python studies/grpo_n_lr.py            # 40 minutes on two cores; writes studies/results/grpo_n_lr.json
+    python studies/grpo_n_lr.py            # 25 minutes on two cores; writes studies/results/grpo_n_lr.json
     python studies/grpo_n_lr.py --quick    # one rate of GSPO-N, two steps, to see that it works
 """
 

@@ -133,13 +133,14 @@ def test_top_p_rollouts_are_scored_by_the_full_softmax(tmp_path):
 
 
 def test_it_learns(tmp_path):
-    """Ten steps on four problems: from one right answer in ten to nearly half, in three seeds out of three."""
-    (tmp_path / "four.jsonl").write_text("".join((ROOT / "tiny/train.jsonl").open().readlines()[:4]))
-    flags = "--steps 10 --prompts-per-step 4 --mini-batch 4 --group-size 16 --gen-batch 4 --max-gen-batches 2 --lr 1e-3"
+    """Ten steps on four short problems: from one right answer in ten to three in four, in three seeds out of three."""
+    short = [line for line in (ROOT / "tiny/train.jsonl").open() if len(json.loads(line)["prompt"]) < 17]
+    (tmp_path / "four.jsonl").write_text("".join(short[:4]))
+    flags = "--steps 10 --prompts-per-step 4 --mini-batch 4 --group-size 16 --gen-batch 4 --max-gen-batches 2 --lr 5e-4"
     flags += " --max-response 64 --overlong-buffer 8 --warmup-steps 0 --eval-every 10 --eval-samples 16"
     run(tmp_path / "run", f"{flags} --train {tmp_path}/four.jsonl --test {tmp_path}/four.jsonl --device cpu", small="")
     first, *_, last = rows(tmp_path / "run")
-    assert first["test/avg@16"] < 0.15 and last["test/avg@16"] > 0.3
+    assert first["test/avg@16"] < 0.2 and last["test/avg@16"] > 0.6
 
 
 def test_a_resumed_run_whose_rows_held_zeros_and_negatives(tmp_path, whole):
@@ -194,7 +195,7 @@ BAD = {
     "--out {tmp}/full": "No space left",
     "--out {tmp}/full-later": "No space left",
     "--out {tmp}/whole": "--resume goes on with one, --out names another",
-    "--out {tmp}/whole --resume --lr 1e-3": "started with {{'lr': 0.0001}}",
+    "--out {tmp}/whole --resume --lr 1e-3": "started with {{'lr': 0.0002}}",
     "--out {tmp}/older --resume": "started with {{'cuda_graph': 'auto'}}",
     "--resume": "holds no run",
     "--device cuda": "--device cuda",

@@ -288,7 +288,7 @@ def test_a_run_uses_the_verifier_that_it_was_given(monkeypatch, tmp_path):
     package = types.ModuleType("math_verify")
     package.parse, package.verify = str, lambda gold, said: True
     monkeypatch.setitem(sys.modules, "math_verify", package)
-    flags = "--steps 0 --eval-problems 4 --eval-samples 8 --max-response 32 --verifier math-verify --device cpu"
+    flags = "--steps 0 --eval-problems 4 --eval-samples 8 --max-response 128 --verifier math-verify --device cpu"
     dapo.main(dapo.parse_args([*flags.split(), "--out", str(tmp_path / "run")]))
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert row["test/avg@8"] > 0.8  # every box counts as right
