@@ -1,8 +1,20 @@
-"""What the studies share: running commands two at a time, resuming them, intervals over seeds, and the verdict.
+"""What the studies share: the bases, running commands two at a time, intervals over bases, the verdict, files.
 
-The studies call the six scripts as a reader would, from the command line, and read the files that they wrote.
+The studies call the six scripts as a reader would, from the command line, and read the files that they wrote. How every
+claim is decided, written before the runs:
+  unit        a base (a pre-training seed, with problem files of its own). A measure is averaged over problems and
+              training seeds inside a base; two arms are compared on the same base, never by training seed
+  interval    mean over bases and 95% interval of Student's t. Problems and training seeds are nested in bases, so it
+              covers them, too
+  verdict     of "the effect exceeds `above`". holds: the interval lies above it. Else, does not hold: the interval
+              excludes an effect of above + matters, the smallest that matters. Else undecided
+  correction  Holm within a study: one p a claim, twice the smaller p of its two one-sided tests, against `above` and
+              above + matters. It stands beside the verdict and does not change it
+  power       smallest_decidable(sd): the effect that five bases show with probability 0.8, (t.975 + t.8) sd / sqrt(5)
 """
 
+import argparse
+import functools
 import json
 import math
 import os
@@ -10,139 +22,187 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
-# 97.5% quantiles of Student's t for 1, 2, ... 20 degrees of freedom
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-T975 += (2.120, 2.110, 2.101, 2.093, 2.086)
+BASES = (1, 2, 3, 4, 5)  # pre-training seeds; 1 is tiny/ itself
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)  # Gauss's, for integrals
+
+
+# ------------------------------------------------------------------------------------------------------- bases and runs
+def arguments(doc):
+    """The flags of every study; `where` is the folder for the records, the result and the figure."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny runs, recorded below --runs: to see that it works")
+    parser.add_argument("--runs", default="runs/studies", help="folder of the runs of all studies")
+    args = parser.parse_args()
+    args.runs = ROOT / args.runs
+    args.where = args.runs / "results" if args.quick else ROOT / "studies" / "results"
+    args.bases = (1, 2) if args.quick else BASES  # in the quick form, tiny/ stands for both
+    return args
+
+
+def base_folder(base, quick=False):
+    """Folder with base/, train.jsonl, test.jsonl and long.jsonl."""
+    return ROOT / "tiny" if base == 1 or quick else ROOT / "runs" / "bases" / str(base)
+
+
+def make_bases(args):
+    """Pre-train the bases that are not there: 10 minutes of one core each."""
+    folders = {} if args.quick else {base: base_folder(base) for base in args.bases if base != 1}
+    done = "base/tokenizer_config.json"
+    jobs = {f / done: ([(f"tiny/make_tiny.py --seed {base}", f, done)], None) for base, f in folders.items()}
+    if any(not path.exists() for path in jobs):
+        run_all(jobs)
 
 
 def run_all(jobs, workers=2):
-    """Do jobs, {record: (commands, summary)}, `workers` at a time; a record is a JSON file below studies/results.
+    """Do jobs, {record: (commands, summary)}, `workers` at a time; a record is a JSON file.
 
     commands are (script and flags, folder, file that shows it is done), run one after the other, single-threaded; then
-    summary() goes into the record (None: the record is a file that the run itself leaves). A job with a record is not
-    done again; a run that was begun goes on from its last checkpoint. A failed command ends the study with its last
-    words, as does ctrl-C: the same command goes on from there.
+    summary(), a dict, goes into the record with commit, times and commands (None: the run itself leaves the record). A
+    job with a record is not done again; a run that was begun goes on from its last checkpoint. A failed command ends
+    the study with its last words, as does ctrl-C: the same command goes on from there.
     """
     todo, env = {path: job for path, job in jobs.items() if not path.exists()}, os.environ | {"OMP_NUM_THREADS": "1"}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
     def work(path, commands, summary):
+        about = {"commit": commit, "started": datetime.now(UTC).isoformat(timespec="seconds"), "resumed": False}
         for command, folder, done in commands:
+            about["resumed"] |= (begun := (folder / "config.json").exists())
             if (folder / done).exists():
                 continue
-            resume = ["--resume"] if (folder / "config.json").exists() and "toy_bandit" not in command else []
-            line = [sys.executable, *command.split(), *resume, "--out", str(folder)]
-            found = subprocess.run(line, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            if found.returncode:
-                words = " ".join(found.stderr.decode(errors="replace").strip().splitlines()[-3:])
-                return f"{command} --out {folder} ended with status {found.returncode}: {words}"
+            line = [sys.executable, *command.split(), *["--resume"] * begun, "--out", str(folder)]
+            run = subprocess.run(line, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            if run.returncode:
+                words = " ".join(run.stderr.decode(errors="replace").strip().splitlines()[-3:])
+                raise SystemExit(f"{command} --out {folder} ended with status {run.returncode}: {words}")
         if summary:
-            write_json(path, summary())
-        print(f"{commands[0][1].name}: done", flush=True)
-        return None
+            about |= {"ended": datetime.now(UTC).isoformat(timespec="seconds"), "commands": [c[0] for c in commands]}
+            write_json(path, about | summary())
+        print(f"{path.stem}: done", flush=True)
 
     print(f"{len(todo)} of {len(jobs)} runs to do", flush=True)
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(work, path, *job) for path, job in todo.items()]
         try:
-            for future in futures:
-                if problem := future.result():
-                    raise SystemExit(f"{problem}\nthe same command goes on from here")
-        except BaseException as error:
+            for future in [pool.submit(work, path, *job) for path, job in todo.items()]:
+                future.result()
+        except KeyboardInterrupt:
+            raise SystemExit("stopped; the same command goes on from here") from None
+        finally:
             pool.shutdown(cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):
-                print("stopped; the same command goes on from here", file=sys.stderr)
-                raise SystemExit(130) from None
-            raise
 
 
-def pairs_of(quick, runs):
-    """{name: (command, folder)} of the RLVR models that direction.py, replacement.py and extrapolation.py look at.
-
-    DAPO's are those of reweighting.py, GRPO-N's those of negative_only.py: whichever study comes first trains them.
-    """
-    dapo, grpo_n = (
-        "--reweight none --alpha 0.2 --save-every 20",
-        "--algorithm grpo-n --lr 1e-4 --entropy-coef 0 --passk-samples 0",
-    )
-    commands, at = {}, ROOT / "runs" / "studies"
-    for s in (11, 12, 13):
-        commands[f"dapo-{s}"] = f"dapo.py {dapo} --seed {s}", at / "reweighting" / f"none-{s}"
-    for s in (21, 22, 23):
-        train = f"grpo_n.py {grpo_n} --eval-every 140 --save-every 70 --seed {s}"
-        commands[f"grpo-n-{s}"] = train, at / "negative_only" / f"grpo-n-{s}"
-    if quick:
-        short = "--seed 1 --steps 2 --save-every 1 --prompts-per-step 2 --mini-batch 2 --gen-batch 2 --eval-problems 4"
-        at = runs.parent / "quick_pairs"
-        commands = {"dapo-1": (f"dapo.py --max-gen-batches 2 {short}", at / "dapo-1")}
-        train = f"grpo_n.py --algorithm grpo-n --passk-samples 0 {short}"
-        commands["grpo-n-1"] = train, at / "grpo-n-1"
-    return commands
+# ----------------------------------------------------------------------------------------------------------- statistics
+def t_tail(t, df):
+    """P(T > t) of Student's t with df degrees of freedom. With t = sqrt(df) tan(a), its density is cos(a)^(df - 1)."""
+    low = math.atan(t / math.sqrt(df))
+    half = (math.pi / 2 - low) / 2
+    total = math.sqrt(math.pi) * math.exp(math.lgamma(df / 2) - math.lgamma((df + 1) / 2))
+    return float(half * (WEIGHTS * np.cos(low + half * (NODES + 1)) ** (df - 1)).sum() / total)
 
 
-def train(pairs, records):
-    """Train the models of pairs_of() that records, {(name, ...) or name: path}, still need."""
-    wanted = {key if isinstance(key, str) else key[0] for key, path in records.items() if not path.exists()}
-    ends = {folder / "model" / "config.json": (command, folder) for command, folder in map(pairs.get, sorted(wanted))}
-    run_all({path: ([(*how, "model/config.json")], None) for path, how in ends.items()})
-
-
-def rows_of(folder):
-    """The rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (ROOT / folder / "metrics.jsonl").read_text().splitlines()]
+@functools.cache
+def t_quantile(p, df):
+    """The t that is exceeded with probability 1 - p, 0.5 <= p < 1; by bisection."""
+    low, high = 0.0, 1.0
+    while t_tail(high, df) > 1 - p:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, df) > 1 - p else (low, middle)
+    return high
 
 
 def interval(x):
-    """(mean, half-width of its 95% interval) over seeds, Student's t; half-width infinite for one seed."""
+    """(mean, half-width of its 95% interval) of one number a base; the half-width is infinite for one base."""
     x = np.asarray(x, dtype=float)
-    half = T975[len(x) - 2] * x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.inf
-    return float(x.mean()), float(half)
+    if len(x) < 2:
+        return float(x.mean()) if len(x) else math.nan, math.inf
+    return float(x.mean()), float(t_quantile(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
 
 
-def interval_two_way(x):
-    """(mean, half-width of its 95% interval) of (pairs, problems): both are samples, and neither cell is independent.
+def smallest_decidable(sd, n=5, power=0.8):
+    """The smallest effect whose 95% interval over n bases excludes 0 with that probability; sd between bases."""
+    return (t_quantile(0.975, n - 1) + t_quantile(power, n - 1)) * sd / n**0.5
 
-    Clustered both ways: the variance over pairs (Student's t) and the one over problems (normal) are added, which
-    counts their intersection twice and is therefore on the safe side (Cameron, Gelbach and Miller 2011, eq. 2.10).
-    """
+
+def p_value(x, above, matters):
+    """Twice the smaller p of two one-sided t tests: that the mean exceeds `above`, that it is below above + matters."""
     x = np.asarray(x, dtype=float)
-    mean, pairs = interval(x.mean(axis=1))
-    problems = 1.96 * x.mean(axis=0).std(ddof=1) / np.sqrt(x.shape[1]) if x.shape[1] > 1 else np.inf
-    return mean, float(np.hypot(pairs, problems))
+    if len(x) < 2:
+        return 1.0
+    error = max(x.std(ddof=1) / len(x) ** 0.5, 1e-12)
+    larger = max((x.mean() - above) / error, (above + matters - x.mean()) / error)
+    return min(1.0, 2 * t_tail(larger, len(x) - 1))
 
 
-def judge(mean, half, below, above=0.0):
-    """The verdict on "the effect exceeds `above`", for an effect whose sign is turned so that more is what is claimed.
+def holm(p_values):
+    """Holm's step-down adjustment of a list of p-values, in its order."""
+    order, adjusted, largest = np.argsort(p_values), [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
 
-    holds: the interval lies above `above`. does not hold: it lies below `below`, the smallest effect worth the name.
-    """
+
+def judge(mean, half, above=0.0, matters=0.0):
+    """The verdict on "the effect exceeds `above`"; see the top of this file."""
     if mean - half > above:
         return "holds"
-    return "does not hold" if mean + half < below else "undecided"
+    return "does not hold" if mean + half < above + matters else "undecided"
 
 
-def decide(text, measure, values, above=0.0, below=0.0):
-    """A claim as a row of a study's JSON: its effect, and judge()'s verdict. values: (seeds,), or (pairs, problems)."""
-    values = np.asarray(values, dtype=float)
-    mean, half = (
-        interval_two_way(values) if values.ndim == 2 else interval(values) if len(values) else (math.nan, math.inf)
-    )
-    each = values.mean(axis=1) if values.ndim == 2 else values
-    row = {"claim": text, "measure": measure, "effect": mean, "half": half, "values": each.round(6).tolist()}
-    return row | {"verdict": judge(mean, half, below, above)}
+def by_base(values):
+    """{(base, seed): number} -> {base: mean over its seeds}; a base all of whose numbers are nan is left out."""
+    found = {}
+    for (base, _), x in values.items():
+        found.setdefault(base, []).append(x)
+    means = {base: np.mean([x for x in xs if math.isfinite(x)] or [math.nan]) for base, xs in found.items()}
+    return {base: float(x) for base, x in sorted(means.items()) if math.isfinite(x)}
 
 
-def table(claims):
-    """The rows of decide() as a markdown table."""
-    lines = ["", "| claim | measure | effect (95%) | n | verdict |", "|---|---|---|---|---|"]
+def difference(more, less):
+    """by_base() of one arm minus that of another, a list over the bases that both have."""
+    more, less = by_base(more), by_base(less)
+    return [more[base] - less[base] for base in more if base in less]
+
+
+def decide(paper, text, measure, values, matters=0.0, above=0.0):
+    """A claim as a row of a study's JSON. paper: "A 4.2"; values: the effect on each base, more is what is claimed."""
+    values = [float(x) for x in values if math.isfinite(x)]
+    mean, half = interval(values)
+    row = {"paper": paper, "claim": text, "measure": measure, "effect": mean, "half": half, "above": above}
+    row |= {"matters": matters, "values": np.round(values, 5).tolist(), "p": p_value(values, above, matters)}
+    return row | {"verdict": judge(mean, half, above, matters)}
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+def table(claims, first=None):
+    """A study's claims as markdown, one line for all measures of a claim; first: what the first world said, a dict."""
+    head, lines = ["paper", "claim", "measure: effect, 95% (n)", "above; matters", "verdict", "after correction"], {}
     for row in claims:
-        cells = row["claim"], row["measure"], f"{row['effect']:+.3f} ± {row['half']:.3f}", str(len(row["values"]))
-        lines.append(f"| {' | '.join(cells)} | {row['verdict']} |")
-    return "\n".join(lines)
+        effect = row["effect"]
+        if not isinstance(effect, str):
+            effect = "{:+.3f} ± {:.3f}".format(*(math.nan if row[k] is None else row[k] for k in ("effect", "half")))
+        cells = [row["paper"], row["claim"], f"{row['measure']}: {effect} ({len(row['values'])})"]
+        cells += [f"{row['above']:.2g}; {row['matters']:.2g}", row["verdict"], "stays" if row["survives"] else "-"]
+        starts = [claim for claim in first or () if row["claim"].startswith(claim)]
+        cells += [first[max(starts, key=len)] if starts else "not asked"] * bool(first)
+        lines.setdefault(row["claim"], []).append(cells)
+    head += ["first world"] * bool(first)
+    lines = [["<br>".join(x if len(set(x)) > 1 else x[:1]) for x in zip(*line, strict=True)] for line in lines.values()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def rounded(x, digits=4):
+    """A list of numbers, short enough for a record; None where there is none."""
+    return [None if value is None else round(float(value), digits) for value in x]
 
 
 def read_json(path):
@@ -159,9 +219,31 @@ def write_json(path, result):
     """JSON, under a temporary name, then renamed; a list of numbers is one line; what is not finite becomes null."""
     text = re.sub(r"-?Infinity|NaN", "null", json.dumps(result, indent=1))
     text = re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".tmp").write_text(text + "\n")
-        os.replace(path.with_suffix(".tmp"), path)
-    except OSError as error:
-        raise SystemExit(f"{path}: {error.strerror}; mend that, and the same command goes on from the runs") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_text(text + "\n")
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def forest(path, claims):
+    """The effects of a study's claims with their intervals; gray: `above`, black: the smallest that matters."""
+    figure = Figure(figsize=(9, 0.9 + 0.24 * len(claims)), layout="constrained")
+    axis, y = figure.subplots(), range(len(claims))
+    half = [row["half"] if math.isfinite(row["half"]) else 0.0 for row in claims]
+    axis.errorbar([row["effect"] for row in claims], y, xerr=half, fmt="o", ms=4, capsize=2)
+    axis.plot([row["above"] for row in claims], y, "|", color="gray", ms=9)
+    axis.plot([row["above"] + row["matters"] for row in claims], y, "k|", ms=5)
+    axis.set_yticks(y, [f"{row['claim']} ({row['measure']})" for row in claims], fontsize=7)
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
+
+
+def finish(args, name, claims, draw=forest, *about):
+    """Correct the verdicts of a study for their number, print its table, write its JSON and its figure."""
+    for row, p in zip(claims, holm([row.get("p", 1.0) for row in claims]), strict=True):
+        if "p" in row:  # not bandit.py's, which corrects its own
+            row |= {"p_holm": p, "survives": row["verdict"] != "undecided" and p < 0.05}
+    print(table(claims))
+    write_json(args.where / f"{name}.json", {"command": f"python {sys.argv[0]}", "claims": claims})
+    draw(args.where / f"{name}.png", *(about or [claims]))
+    print(f"\nwritten: {name}.json, {name}.png and a record of each run in {args.where}")

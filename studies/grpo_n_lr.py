@@ -1,82 +1,57 @@
 """The learning rate of each algorithm of grpo_n.py in the tiny world: a short sweep, judged on training problems.
 
-Runs `grpo_n.py` for 60 steps for every algorithm, rate and seed, two single-threaded runs side by side, and prints
-accuracy and entropy at the end, measured on the last 200 training problems (the test set is left alone), and leaps in
-the last training responses. The rate with the best pass@1, mean over both seeds, is the algorithm's default. Runs that
-are there already are not run again. Two seeds of one base: this decides no claim.
+Runs `grpo_n.py` for 40 steps for every algorithm, rate and seed, all from tiny/base, and prints accuracy and entropy at
+the end, measured on the last 200 training problems (the test set is left alone), and leaps in the last training
+responses. The rate with the best pass@1, mean over both seeds, is the algorithm's default. Two seeds of one base: this
+decides no claim.
 
-    python studies/grpo_n_lr.py            # 25 minutes on two cores; writes studies/results/grpo_n_lr.json
-    python studies/grpo_n_lr.py --quick    # one rate of GSPO-N, two steps, to see that it works
+    python studies/grpo_n_lr.py            # 20 minutes on two cores; goes on where it was interrupted
+    python studies/grpo_n_lr.py --quick    # two rates of GSPO-N, two steps, to see that it works
 """
 
-import argparse
+import functools
+import itertools
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
+from common import ROOT, arguments, read_json, run_all
 
-ROOT = Path(__file__).resolve().parent.parent
 ALGORITHMS, RATES, SEEDS = ("grpo", "grpo-n", "gspo", "gspo-n"), (1e-4, 2e-4, 4e-4), (1, 2)
-KEYS = {  # column: key of metrics.jsonl
-    "pass@1": "test/pass@1",
-    "greedy": "test/greedy",
-    "entropy (nats)": "test/token_entropy",
-    "length": "test/length",
-    "leaps of one": "leaps_one",
-    "of two": "leaps_two",
-    "jumps": "leaps_jump",
-}
+COLUMNS = {"pass@1": "test/pass@1", "greedy": "test/greedy", "entropy (nats)": "test/token_entropy"}
+COLUMNS |= {"length": "test/length", "leaps of one": "leaps_one", "of two": "leaps_two", "jumps": "leaps_jump"}
 
 
-def train(algorithm, lr, seed, out, steps, validation):
-    """The last row of the run's metrics, from a finished run or from a new one."""
-    if not (out / "model").exists():
-        flags = f"--algorithm {algorithm} --lr {lr} --seed {seed} --steps {steps} --eval-every {steps}"
-        flags += " --eval-problems 0 --passk-samples 0"
-        flags += " --prompts-per-step 4 --mini-batch 2 --gen-batch 4" * (steps == 2)  # --quick
-        flags += " --resume" * (out / "config.json").exists()
-        command = [sys.executable, "grpo_n.py", *flags.split(), "--test", str(validation), "--out", str(out)]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        found = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
-        if found.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{found.stderr[-2000:]}")
-    return json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+def last_row(folder):
+    """The last row of a run's metrics, by column of the table."""
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return {column: row.get(key, 0.0) for column, key in COLUMNS.items()}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two runs of two steps, 20 problems, nothing recorded")
-    parser.add_argument("--out", default="runs/studies/grpo_n_lr", help="folder of the runs")
-    args = parser.parse_args()
-    folder, steps = ROOT / args.out, 2 if args.quick else 60
+    args = arguments(__doc__)
+    folder, steps = args.runs / "grpo_n_lr", 2 if args.quick else 40
     folder.mkdir(parents=True, exist_ok=True)
     lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[-20 if args.quick else -200 :]
     (folder / "validation.jsonl").write_text("\n".join(lines) + "\n")
-    jobs = [(algorithm, lr, seed) for algorithm in ALGORITHMS for lr in RATES for seed in SEEDS]
-    jobs = jobs[-2:] if args.quick else jobs
-    with ThreadPoolExecutor(2) as pool:
-        futures = [
-            pool.submit(train, *job, folder / "{}-{:g}-{}".format(*job), steps, folder / "validation.jsonl")
-            for job in jobs
-        ]
-        rows = [future.result() for future in futures]
-    table = {}
-    for (algorithm, lr, _), row in zip(jobs, rows, strict=True):
-        runs = table.setdefault(f"{algorithm} {lr:g}", {column: [] for column in KEYS})
-        for column, key in KEYS.items():
-            runs[column].append(row.get(key, 0.0))
-    print("| algorithm and lr | pass@1 of each seed |", " | ".join(KEYS), "|\n|" + "---|" * (2 + len(KEYS)))
-    for name, runs in table.items():
-        seeds = ", ".join(f"{value:.3f}" for value in runs["pass@1"])
-        print(f"| {name} | {seeds} |", " | ".join(f"{np.mean(values):.3f}" for values in runs.values()), "|")
-    if not args.quick:
-        results = ROOT / "studies" / "results"
-        results.mkdir(exist_ok=True)
-        (results / "grpo_n_lr.json").write_text(json.dumps(table, indent=2) + "\n")
+    fixed = f"--steps {steps} --eval-every {steps} --eval-problems 0 --passk-samples 0 --test {folder}/validation.jsonl"
+    fixed += " --prompts-per-step 2 --mini-batch 2" * args.quick
+    runs = [*itertools.product(ALGORITHMS, RATES, SEEDS)]
+    jobs, records = {}, {}
+    for algorithm, lr, seed in runs[-4::2] if args.quick else runs:
+        name = f"{algorithm}-{lr:g}-{seed}"
+        command = f"grpo_n.py --algorithm {algorithm} --lr {lr} --seed {seed} {fixed}", folder / name
+        jobs[args.where / "grpo_n_lr" / f"{name}.json"] = (
+            [(*command, "model/config.json")],
+            functools.partial(last_row, folder / name),
+        )
+        records.setdefault((algorithm, lr), []).append(args.where / "grpo_n_lr" / f"{name}.json")
+    run_all(jobs)
+    print("| algorithm | lr | pass@1 of each seed |", " | ".join(COLUMNS), "|\n|" + "---|" * (3 + len(COLUMNS)))
+    for (algorithm, lr), paths in records.items():
+        rows = [read_json(path) for path in paths]
+        means = [f"{np.mean([row[column] for row in rows]):.3f}" for column in COLUMNS]
+        seeds = ", ".join(f"{row['pass@1']:.3f}" for row in rows)
+        print(f"| {algorithm} | {lr:g} | {seeds} |", " | ".join(means), "|")
 
 
 if __name__ == "__main__":
