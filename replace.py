@@ -17,7 +17,7 @@ Thresholds are calibrated on other problems, so that all criteria replace the sa
 Differs from the released code: everything is over the full vocabulary, where it sees 50 log-probs of each model; each
 row and position has noise of its own, where it seeds every one-token request alike. Top-p is 1 by default, not 0.7.
 
-    python replace.py                                    # tiny pair on two CPU cores, under 4 minutes
+    python replace.py                                    # tiny pair on two CPU cores, 7 minutes
     python replace.py --base Qwen/Qwen2.5-1.5B --rlvr Open-Reasoner-Zero/Open-Reasoner-Zero-1.5B --top-p 0.7 \\
         --test data/aime24/test.jsonl --train data/math/train.jsonl --max-response 8192 --rows 128           # one GPU
 """
@@ -56,16 +56,16 @@ class Args:
     # what is compared
     criteria: str = "dlogp,kl,entropy,random,kl-forward,kl-reverse,entropy-rlvr"  # criteria, in this order
     reverse: str = "dlogp,random"  # criteria by which the base's tokens go into RLVR's responses; empty: none
-    ratios: str = "0.01,0.02,0.05,0.1,0.15,0.2,0.3,0.4"  # target shares of replaced tokens
+    ratios: str = "0.02,0.05,0.1,0.15,0.2,0.3"  # target shares of replaced tokens
     # decoding, calibration and statistics
     problems: int = 100  # the first N problems of --test; 0: all
-    samples: int = 8  # responses to a problem: avg@n
+    samples: int = 4  # responses to a problem: avg@n
     rows: int = 1600  # responses decoded side by side: all ratios of a criterion, for as many problems as fit
     max_response: int = 128  # response limit, in tokens
     temperature: float = 1.0  # of both models
     top_p: float = 1.0  # nucleus (the paper: 0.7)
     calibration_problems: int = 48  # problems of --train that a threshold is calibrated on
-    calibration_passes: int = 3  # passes over them after the first
+    calibration_passes: int = 2  # passes over them after the first
     bootstrap: int = 2000  # resamples of the problems behind each interval
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ import dapo
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--steps 1 --prompts-per-step 2 --mini-batch 2 --group-size 8 --gen-batch 8 --max-gen-batches 4 --micro-batch 8"
-SMALL += " --overlong-buffer 8 --max-response 32 --eval-problems 1 --eval-samples 1 --device cpu --model tiny/rlvr"
+SMALL += " --overlong-buffer 8 --max-response 128 --eval-problems 1 --eval-samples 1 --device cpu --model tiny/rlvr"
 
 
 def test_an_unused_entropy_is_gone_before_the_backward_pass(tmp_path, monkeypatch):

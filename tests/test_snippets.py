@@ -103,7 +103,7 @@ def test_it_trains_in_two_processes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(SNIPPET), "--steps", "2"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     found = subprocess.run(
-        [*command, "--max-response", "16", "--out", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True
+        [*command, "--max-response", "48", "--out", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr[-3000:]
     assert (tmp_path / "model.safetensors").exists() and json.loads((tmp_path / "config.json").read_text())
