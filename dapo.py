@@ -1,6 +1,6 @@
 """DAPO, and low-probability tokens: reinforcement learning with verifiable rewards in one file.
 
-What it shows: a base model that is right one time in sixteen learns to be right nearly always, from nothing but a
+What it shows: a base model that is right one time in fifteen learns to be right nearly always, from nothing but a
 checker of final answers. In the tiny world two stages are in plain sight: the common fair habit is exploited first,
 then the rare better one takes over. `--reweight low-prob` is the method of paper A.
 

@@ -54,9 +54,9 @@ class Args:
     verifier: Literal["exact", "math-verify"] = "exact"  # of final answers; math-verify needs its package
     gammas: str = "0.1,0.25,0.5,1,2"  # strengths of extrapolation
     taus: str = "-2,-1,-0.3,-0.1"  # gates: extrapolate where dlogp(y) < tau (write --taus=-2,-1)
-    problems: int = 150  # the first N problems of --test; 0: all
+    problems: int = 200  # the first N problems of --test; 0: all
     train_problems: int = 64  # the first N problems of --train
-    samples: int = 8  # responses to a problem, n of avg@n and pass@n
+    samples: int = 4  # responses to a problem, n of avg@n and pass@n
     rows: int = 1600  # responses decoded side by side: all settings, for as many problems as fit
     max_response: int = 128  # response limit, in tokens
     temperature: float = 1.0  # of both models

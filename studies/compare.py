@@ -10,14 +10,11 @@ import json
 import re
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 PANELS = {
-    "test accuracy (95% over problems)": r"test/greedy|test/avg@\d+",
+    "test accuracy": r"test/greedy|test/avg@\d+",
     "token entropy on the test set (nats)": "test/(token_)?entropy",
     "response length on the test set (tokens)": "test/length",
     "leaps of two in a training response": "leaps_two",
@@ -26,33 +23,47 @@ PANELS = {
 }
 
 
+def draw(path, runs):
+    """runs: {label: [the rows of metrics.jsonl, for each of its runs]}. A line is the mean over runs, smoothed over a
+    tenth of the steps where it is of training; bars are 95% intervals over problems, shades the range over runs.
+    """
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for axis, (title, pattern) in zip(axes.flat, PANELS.items(), strict=True):
+        for i, (label, group) in enumerate(runs.items()):
+            keys = sorted(
+                {k for row in group[0] for k in row if re.fullmatch(pattern, k)}, reverse=True
+            )  # greedy first
+            for key in keys[:1]:  # greedy before pass@1
+                rows = [[row for row in run if row.get(key) is not None] for run in group]
+                x, y = [row["step"] for row in rows[0]], np.array([[row[key] for row in run] for run in rows])
+                half = [row.get(f"{key}_ci95", 0.0) for row in rows[0]] if len(rows) == 1 else None
+                if not key.startswith("test/"):
+                    window = np.ones(max(1, len(x) // 10))
+                    y = np.array([np.convolve(run, window, "same") for run in y])
+                    y = y / np.convolve(np.ones(len(x)), window, "same")
+                marks = {"fmt": "o-", "ms": 3, "capsize": 2} if key.startswith("test/") else {"fmt": "-"}
+                axis.errorbar(x, y.mean(0), half, color=f"C{i}", label=label, **marks)
+                axis.fill_between(x, y.min(0), y.max(0), color=f"C{i}", alpha=0.1, lw=0)
+        axis.set(title=title, xlabel="training step", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders")
     parser.add_argument("--out", default="runs/compare.png", help="the figure")
     args = parser.parse_args()
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
+    runs = {}
     for run in args.runs:
         path = Path(run) / "metrics.jsonl"
         if not path.exists():
             raise SystemExit(f"compare.py: error: {run} is no run folder: there is no {path}")
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        for axis, (title, pattern) in zip(axes.flat, PANELS.items(), strict=True):
-            keys = sorted({k for row in rows for k in row if re.fullmatch(pattern, k)}, reverse=True)  # greedy first
-            for key in keys[:1]:
-                points = [(row["step"], row[key], row.get(f"{key}_ci95", 0.0)) for row in rows if key in row]
-                x, y, half = np.array(points).T
-                if key.startswith("test/"):
-                    axis.errorbar(x, y, half, fmt="o-", ms=3, capsize=2, label=Path(run).name)
-                else:  # a running mean over a tenth of the steps
-                    window = np.ones(max(1, len(x) // 10))
-                    y = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
-                    axis.plot(x, y, label=Path(run).name)
-            axis.set(title=title, xlabel="training step", ylim=(0, None))
-            axis.grid(alpha=0.3)
-    axes[0, 0].legend()
+        runs[Path(run).name] = [[json.loads(line) for line in path.read_text().splitlines()]]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=100)
+    draw(args.out, runs)
     print(f"written: {args.out}")
 
 

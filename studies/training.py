@@ -54,7 +54,7 @@ import re
 
 import numpy as np
 from common import arguments, base_folder, decide, difference, finish, make_bases, read_json, rounded, run_all
-from matplotlib.figure import Figure
+from compare import draw
 
 GRPO_LR = 3e-4  # of all arms of grpo_n: the rate that the sweep of studies/grpo_n_lr.py chose for GRPO
 SECOND_SEED = ("none", "low-prob", "grpo", "grpo-n")  # these arms have training seeds 1 and 2, the others 1
@@ -250,26 +250,12 @@ def claims_of(script, found):
     return claims
 
 
-def draw(path, records, script):
-    """Evaluations and rollouts over training: a line an arm, the mean over runs, shaded from lowest to highest."""
-    figure, arms = Figure(figsize=(13, 7), layout="constrained"), list(dict.fromkeys(arm for arm, _, _ in records))
-    axes = figure.subplots(2, 3, sharex=True)
-    panels = {"accuracy": "test accuracy", "entropy": "token entropy, test (nats)", "length": "length, test (tokens)"}
-    panels |= {"leaps_two": "leaps of two in a rollout", "leaps_one": "leaps of one in a rollout"}
-    panels |= {"clip_high": "share of tokens above the clip"}
-    for axis, (name, title) in zip(axes.flat, panels.items(), strict=True):
-        for i, arm in enumerate(arms):
-            runs = [record for key, record in records.items() if key[0] == arm]
-            evals = runs[0]["evaluations"]
-            y = [run["evaluations"].get(name) or running_mean([v or 0.0 for v in run[name]]) for run in runs]
-            x = evals["step"] if name in evals else range(1, 1 + len(y[0]))
-            axis.plot(x, np.mean(y, 0), color=f"C{i}", label=f"{arm} ({len(runs)} runs)")
-            axis.fill_between(x, np.min(y, 0), np.max(y, 0), color=f"C{i}", alpha=0.07, lw=0)
-        axis.set(title=title, xlabel="training step", ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
-    figure.suptitle(f"{script}.py: means over runs, shaded from the lowest to the highest")
-    figure.savefig(path, dpi=90)
+def rows_of(record):
+    """A record's curves as rows of metrics.jsonl, for the figure."""
+    rows = [{"step": i} | {name: record[name][i - 1] for name in CURVES} for i in range(1, 1 + len(record["accuracy"]))]
+    evaluations = [record["evaluations"][name] for name in ("step", "accuracy", "entropy", "length")]
+    keys = ("step", "test/avg@2", "test/entropy", "test/length")
+    return rows + [dict(zip(keys, row, strict=True)) for row in zip(*evaluations, strict=True)]
 
 
 def main():
@@ -281,7 +267,8 @@ def main():
         records = {key: read_json(path) for key, path in paths.items()}
         runs = {key: record for key, record in records.items() if key[0] != "base"}
         found = {key: measures(record, records["base", key[1], 0]) for key, record in runs.items()}
-        finish(args, script, claims_of(script, found), draw, runs, script)
+        curves = {arm: [rows_of(r) for key, r in runs.items() if key[0] == arm] for arm, _, _ in runs}
+        finish(args, script, claims_of(script, found), draw, curves)
         for key, row in found.items():
             print(*key, {name: round(float(x), 3) for name, x in row.items()})
 
