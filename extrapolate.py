@@ -17,7 +17,7 @@ unlikely tokens a second draw: hence the control, gamma 0 at the same gate, the 
 the released code, the temperature divides the mixed logits, then top-p cuts; unlike there, over the full vocabulary.
 
     python extrapolate.py --theorem              # the theorem and where it ends: seconds on a CPU
-    python extrapolate.py                        # tiny pair on two CPU cores, 4 minutes
+    python extrapolate.py                        # tiny pair on two CPU cores, 6 minutes
     python extrapolate.py --base Qwen/Qwen2.5-1.5B --rlvr Open-Reasoner-Zero/Open-Reasoner-Zero-1.5B --top-p 0.7 \\
         --test data/aime24/test.jsonl --train data/math/train.jsonl --max-response 8192 --rows 128       # one GPU
 """
