@@ -154,8 +154,7 @@ LEAPS = [  # f: fork, a: arithmetic, ~: connective, .: copy
 @pytest.mark.parametrize(("prompt", "response", "expected"), LEAPS)
 def test_forks_are_where_a_leap_is_chosen(prompt, response, expected):
     pieces = re.findall(r"\\boxed\{|<\|im_end\|>|; | [a-z]+ |.", response)
-    letters = {"fork": "f", "arithmetic": "a", "connective": "~", "copy": "."}
-    assert "".join(letters[kind] for kind in token_kinds(prompt, pieces)) == expected
+    assert "".join({"copy": ".", "connective": "~"}.get(k, k[0]) for k in token_kinds(prompt, pieces)) == expected
     assert {*token_kinds("What is 44+8-3?", pieces)} == {""}
 
 
