@@ -21,7 +21,7 @@ Differs from the paper and its released code: the defaults are sized for the tin
 fp32 parameters under bf16 autocast, not bf16 parameters; the old log-probs come from the code and micro-batches of the
 update, so that the first ratio is exactly 1.
 
-    python dapo.py                                                # tiny Qwen3 on two CPU cores, 5 to 8 minutes
+    python dapo.py                                                # tiny Qwen3 on two CPU cores, 5 minutes
     python dapo.py --model Qwen/Qwen2.5-0.5B-Instruct --train data/gsm8k/train.jsonl --test data/gsm8k/test.jsonl \\
         --max-response 1024 --overlong-buffer 256 --lr 1e-6 --micro-batch 8 --gradient-checkpointing    # one GPU
 """
