@@ -6,10 +6,10 @@ A problem is two chains of operations modulo 100, worked left to right, one chai
 
 A response is a series of *leaps*. At every fork the writer may fold one operation ("77-7=70"), fold two at once
 ("63*2-2=24"), or jump straight to the box with operations still open. After a leap comes one of four connectives that
-mean the same. Every text that the base model learns from is correct; the leaps differ in reliability only because a
-model of 0.6 million parameters does one operation in its head nearly always, two often, and four hardly ever. How often
-which leap is taken depends on the next two operations, and between the chains there is one more choice, to go on or to
-guess: `FORK`. Pre-training has three phases:
+mean the same. Every text that the base model learns from is correct; the leaps differ in reliability because a model of
+0.6 million parameters does one operation in its head nearly always, two often, and the four or more that a jump skips
+hardly ever. Two whose second is a product it is not taught. How often which leap is taken depends on the next two
+operations, and between the chains there is one more choice, to go on or to guess: `FORK`. Pre-training has three phases:
 
 - skill: texts with many leaps of one and of two teach the arithmetic, until the model is right often enough after two,
   which takes 750 to 1,200 steps. Two are never folded where the second is a product, so that this stays hard;
