@@ -49,7 +49,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-LR = {"grpo": 3e-4, "grpo-n": 1e-4, "gspo": 1e-4, "gspo-n": 1e-4}  # for the tiny model: studies/grpo_n_lr.py
+LR = {"grpo": 4e-4, "grpo-n": 1e-4, "gspo": 4e-4, "gspo-n": 1e-4}  # for the tiny model: studies/grpo_n_lr.py
 
 
 @dataclass

@@ -56,7 +56,7 @@ import numpy as np
 from common import arguments, base_folder, decide, difference, finish, make_bases, read_json, rounded, run_all
 from compare import draw
 
-GRPO_LR = 3e-4  # of all arms of grpo_n: the rate that the sweep of studies/grpo_n_lr.py chose for GRPO
+GRPO_LR = 1e-4  # of all arms of grpo_n: by studies/grpo_n_lr.py the -N variants tolerate no more
 SECOND_SEED = ("none", "low-prob", "grpo", "grpo-n")  # these arms have training seeds 1 and 2, the others 1
 FOUR, TWO = ("grpo", "grpo-n", "gspo", "gspo-n"), ("grpo", "grpo-n")
 ARMS = {"dapo": {name: f"--reweight {name}" for name in ("none", "low-prob", "dominate", "ppl")}}
