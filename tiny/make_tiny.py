@@ -9,7 +9,8 @@ A response is a series of *leaps*. At every fork the writer may fold one operati
 mean the same. Every text that the base model learns from is correct; the leaps differ in reliability because a model of
 0.6 million parameters does one operation in its head nearly always, two often, and the four or more that a jump skips
 hardly ever. Two whose second is a product it is not taught. How often which leap is taken depends on the next two
-operations, and between the chains there is one more choice, to go on or to guess: `FORK`. Pre-training has three phases:
+operations, and between the chains there is one more choice, to go on or to guess: `FORK`. Pre-training has three
+phases:
 
 - skill: texts with many leaps of one and of two teach the arithmetic, until the model is right often enough after two,
   which takes 750 to 1,200 steps. Two are never folded where the second is a product, so that this stays hard;
