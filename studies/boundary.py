@@ -1,6 +1,6 @@
 """Does training shrink or expand what a model can solve, and when? Paper B, sections 3 and 4, tables 1 to 3.
 
-256 responses to each of 40 test problems, counts kept, by every base and by models of training.py (seed 1): plateau and
+256 responses to each of 40 test problems, counts kept, by every base and by models of training.py (seed 2): plateau and
 end of four algorithms, at temperature 1 and at the paper's 0.6 with top-p 0.95; of GRPO and GRPO-N also eight
 checkpoints at temperature 1. The plateau is chosen from training curves alone: the numbered checkpoint, not the last,
 with the most leaps of two (plateau_of in training.py).
@@ -31,7 +31,7 @@ import itertools
 import numpy as np
 from common import arguments, base_folder, decide, finish, make_bases, read_json, rounded, run_all
 from matplotlib.figure import Figure
-from training import FOUR, QUICK, TWO, jobs_of, plateau_of
+from training import FOUR, QUICK, SEEDS, TWO, jobs_of, plateau_of
 
 SETTINGS = ((1.0, 1.0), (0.6, 0.95))  # (temperature, top-p); the second is the paper's
 CHECKPOINTS = (10, 20, 30, 40, 50, 60, 80, 100)
@@ -93,7 +93,7 @@ def main():
     jobs, paths = {}, {}
     for arm, base, step, s in dict.fromkeys(wanted):
         name, data = f"{arm}-{base}-{'again' if step < 0 else step}-t{SETTINGS[s][0]:g}", base_folder(base, args.quick)
-        model = data / "base" if arm == "base" else folders[arm, base, 1] / f"model_{step:06d}"
+        model = data / "base" if arm == "base" else folders[arm, base, SEEDS[0]] / f"model_{step:06d}"
         flags = f"--steps 0 --kl-coef 0 --eval-problems 1 --gen-batch 64 --seed {2 if step < 0 else 1} --model {model}"
         flags += " --passk-temperature {} --passk-top-p {}".format(*SETTINGS[s])
         flags += f" --passk-samples {samples} --passk-problems {problems} --train {data}/test.jsonl"

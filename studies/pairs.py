@@ -1,7 +1,7 @@
 """What RLVR changed, at how few tokens, and what lies beyond it: paper A, sections 3.1 to 3.3 and 4.1.
 
 Runs `delta_logp.py`, `replace.py` and `extrapolate.py` on each base with two models that training.py made of it
-(`dapo.py`, none, seed 1): the end, and half learnt, the first numbered checkpoint at which the accuracy of training
+(`dapo.py`, none, seed 2): the end, and half learnt, the first numbered checkpoint at which the accuracy of training
 rollouts (running mean of five steps) is 0.5. The last two run at top-p 1 and at the paper's 0.7. `delta_logp.py` runs
 once more with the base as both models, on training problems: the first step of training.
 
@@ -41,7 +41,7 @@ import itertools
 import numpy as np
 from common import arguments, base_folder, decide, finish, make_bases, read_json, rounded, run_all
 from matplotlib.figure import Figure
-from training import half_of, jobs_of
+from training import SEEDS, half_of, jobs_of
 
 TOP_PS, MODELS = (1.0, 0.7), ("end", "half")
 CRITERIA = ("dlogp", "kl", "entropy", "random")
@@ -70,9 +70,9 @@ def summary(folders):
 
 
 def jobs_for(model, base, step, args):
-    """(record, job) of a model: "end" or "half", the checkpoint `step` of none, seed 1."""
+    """(record, job) of a model: "end" or "half", the checkpoint `step` of none, seed 2."""
     data, out = base_folder(base, args.quick), args.runs / "pairs" / f"{base}-{model}"
-    rlvr = args.runs / "dapo" / f"none-{base}-1" / f"model_{step:06d}"
+    rlvr = args.runs / "dapo" / f"none-{base}-{SEEDS[0]}" / f"model_{step:06d}"
     n, first, replace, extrapolate = "--problems 100", "--problems 20", "--problems 60 --samples 4", "--problems 80"
     replace += " --calibration-problems 24 --calibration-passes 2"
     extrapolate += " --samples 4 --train-problems 40 --gammas 0.1,0.5,1,2"

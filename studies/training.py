@@ -1,8 +1,8 @@
 """Training, decided over bases: reweighting and filtering (paper A), learning from mistakes alone (paper B).
 
 `dapo` trains `dapo.py` with four weightings (alpha 0.2) and four nuclei of the rollouts; `grpo_n` trains `grpo_n.py`
-with four algorithms at one rate, paper B's clip 0.2 and entropy bonus 1e-4, and with one thing changed: no bonus,
-GSPO's own narrow clip, eight updates a rollout instead of two. 100 steps each, all on the same five bases.
+with four algorithms at one rate, paper B's clip 0.2, entropy bonus 1e-4 and four updates a rollout, and with one thing
+changed: no bonus, GSPO's own narrow clip, eight updates. 100 steps each, all on the same five bases.
 
 The rule, written before the runs; unit, interval, verdict and Holm as in common.py, for each of the two separately.
   steps to 0.3, 0.6, 0.8   the first step at which the running mean over five steps of the accuracy of training rollouts
@@ -25,22 +25,12 @@ The rule, written before the runs; unit, interval, verdict and Holm as in common
 Nearly guaranteed by construction, and no claim: accuracy ends above the base's; a nucleus of 0.95 never holds what the
 base does with less than 0.05, and its best leap starts at 0.005 to 0.08.
 
-Power, from pilots on bases 1 and 2 (dapo.py, none, one seed each): steps to 0.3, 0.6, 0.8: 24, 42, 74 and 15, 45, 64;
-accuracy at the end 0.94 twice. So a run has an sd of about 7 steps and, from 600 samples, 0.02; and so has a difference
-of two arms of two seeds each, if seeds are all there is. smallest_decidable: 12 steps, 0.033; with seeds 2 and 1, 22%
-more. Five bases are just too few for 10 steps and cannot show 0.02; effects of the first world (0.04 to 0.07) they can.
-More bases are beyond the budget: not run.
-
-  core-hours: one thread each, two side by side   runs   minutes each    hours
-  bases 2 to 5                                      4           10       0.7
-  dapo: none, low-prob (2 seeds), 5 others         45          5.1       3.8
-  grpo_n: grpo, grpo-n (2 seeds), 7 others         55          3.7       3.4
-  counts at the end, here                         130         0.27       0.6
-  boundary.py: models at settings                 160          0.7       1.9
-  pairs.py: 20 + 20 decodings, 15 delta_logp       55          1.25      1.1
-  bandit.py                                        72         0.35       0.4
-  together                                                              11.9    6 hours on two cores
-Cut for it: second seeds of dominate, ppl, gspo and gspo-n (1.5 hours more), and evaluations of 600 responses.
+Power, from pilots (dapo.py, none, seed 1, which is not run again): steps to 0.3, 0.6, 0.8 of the five bases have sd 4,
+5 and 10, accuracy at the end 0.012. Two arms that vary so and independently differ by smallest_decidable(1.4 sd) = 9,
+11, 24 steps and 0.028: 10 steps can just be decided up to 0.6, hardly at 0.8 unless bases are slow in both arms alike;
+0.02 cannot, effects of the first world (0.04 to 0.07) can. Pilots of grpo_n.py's rate and mini-batch: base 1, seed 101
+(at two updates a rollout GRPO-N leaves the plateau only after step 100, at four it has 0.73 there). More bases, and
+second seeds of the other twelve arms, are beyond six hours: not run.
 
     python studies/training.py            # 4 hours on two cores; goes on where it was interrupted
     python studies/training.py --quick    # five arms of two steps: to see that it works
@@ -56,8 +46,9 @@ import numpy as np
 from common import arguments, base_folder, decide, difference, finish, make_bases, read_json, rounded, run_all
 from compare import draw
 
-GRPO_LR = 1e-4  # of all arms of grpo_n: by studies/grpo_n_lr.py the -N variants tolerate no more
-SECOND_SEED = ("none", "low-prob", "grpo", "grpo-n")  # these arms have training seeds 1 and 2, the others 1
+GRPO = "--lr 1e-4 --mini-batch 4 --passk-samples 0"  # by studies/grpo_n_lr.py the -N variants tolerate no more
+SEEDS = (2, 3)  # of training; 3 of these arms alone:
+SECOND_SEED = ("none", "low-prob", "grpo", "grpo-n")
 FOUR, TWO = ("grpo", "grpo-n", "gspo", "gspo-n"), ("grpo", "grpo-n")
 ARMS = {"dapo": {name: f"--reweight {name}" for name in ("none", "low-prob", "dominate", "ppl")}}
 ARMS["dapo"] |= {f"top-p {top_p}": f"--rollout-top-p {top_p}" for top_p in (0.95, 0.9, 0.7)}
@@ -110,24 +101,21 @@ def summary(folder, at_top_p):
 def jobs_of(script, args, wanted=None):
     """(jobs for run_all, {(arm, base, seed): record}, {(arm, base, seed): folder of the run}) of a script.
 
-    wanted: these arms, seed 1 only; None: all of them. The record of a base itself is that of ("base", base, 0).
+    wanted: these arms, the first seed only; None: all. The record of a base itself is that of ("base", base, 0).
     """
     jobs, records, folders = {}, {}, {}
     size = "--steps 2 --prompts-per-step 2 --mini-batch 2 --gen-batch 4 --eval-every 1 --save-every 1 --eval-problems 4"
     size = size if args.quick else f"--steps {STEPS} --eval-every 10 --save-every 10 --eval-problems 100"
     size += " --max-gen-batches 2" * (args.quick and script == "dapo")
-    size += f" --lr {GRPO_LR} --passk-samples 0" * (script == "grpo_n")
     arms = wanted or (QUICK if args.quick else ARMS)[script]
-    seeds = {arm: (1, 2) if arm in SECOND_SEED and not (args.quick or wanted) else (1,) for arm in arms}
-    for arm, base, seed in [
-        (arm, b, seed) for seed in (1, 2) for b in args.bases for arm in arms if seed in seeds[arm]
-    ]:
+    seeds = {arm: SEEDS if arm in SECOND_SEED and not (args.quick or wanted) else SEEDS[:1] for arm in arms}
+    for arm, base, seed in [(arm, b, seed) for seed in SEEDS for b in args.bases for arm in arms if seed in seeds[arm]]:
         name, data = f"{arm}-{base}-{seed}".replace(", ", "-").replace(" ", "-"), base_folder(base, args.quick)
         folder, record = args.runs / script / name, args.where / script / f"{name}.json"
-        train = f"{script}.py {ARMS[script][arm]} {size} --eval-samples 2 --seed {seed} --model {data}/base"
-        train += f" --train {data}/train.jsonl --test {data}/test.jsonl"
+        train = f"{script}.py {GRPO * (script == 'grpo_n')} {ARMS[script][arm]} {size} --eval-samples 2 --seed {seed}"
+        train += f" --model {data}/base --train {data}/train.jsonl --test {data}/test.jsonl"
         commands = [(train, folder, "model/tokenizer_config.json")]
-        at_top_p = script == "dapo" and seed == 1 and (arm == "none" or arm.startswith("top-p"))
+        at_top_p = script == "dapo" and seed == SEEDS[0] and (arm == "none" or arm.startswith("top-p"))
         for suffix, top_p in (("-end", 1.0), ("-end-0.7", 0.7))[: 1 + at_top_p]:
             test = at_end(folder / "model", base, args, top_p)
             commands.append((test, folder.with_name(name + suffix), "passk.json"))

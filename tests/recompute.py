@@ -37,7 +37,7 @@ def shrinkage(records, bases):
     """boundary: share of problems with a right response of the base, minus that of GRPO at its most leaps of two."""
     effect = []
     for base in bases:
-        two, solved = records("grpo_n")[f"grpo-{base}-1"]["leaps_two"], records("boundary")
+        two, solved = records("grpo_n")[f"grpo-{base}-2"]["leaps_two"], records("boundary")
         every = 10 if len(two) > 10 else 1
         plateau = max(range(every, len(two), every), key=lambda t: (five_step_mean(two, t), -t))
         shares = [
