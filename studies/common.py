@@ -30,7 +30,6 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 BASES = (1, 2, 3, 4, 5)  # pre-training seeds; 1 is tiny/ itself
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)  # Gauss's, for integrals
 
 
 # ------------------------------------------------------------------------------------------------------- bases and runs
@@ -99,24 +98,22 @@ def run_all(jobs, workers=2):
 
 
 # ----------------------------------------------------------------------------------------------------------- statistics
-def t_tail(t, df):
-    """P(T > t) of Student's t with df degrees of freedom. With t = sqrt(df) tan(a), its density is cos(a)^(df - 1)."""
-    low = math.atan(t / math.sqrt(df))
-    half = (math.pi / 2 - low) / 2
-    total = math.sqrt(math.pi) * math.exp(math.lgamma(df / 2) - math.lgamma((df + 1) / 2))
-    return float(half * (WEIGHTS * np.cos(low + half * (NODES + 1)) ** (df - 1)).sum() / total)
-
-
 @functools.cache
+def students_t(df):
+    """Student's t on a grid, (t, P(T <= t)): with t = sqrt(df) tan(a), the density of a is cos(a)^(df - 1)."""
+    a = np.linspace(-math.pi / 2, math.pi / 2, 200_001)
+    below = np.cumsum(np.cos((a[1:] + a[:-1]) / 2) ** (df - 1))
+    return math.sqrt(df) * np.tan(a), np.concatenate([[0.0], below / below[-1]])
+
+
+def t_tail(t, df):
+    """P(T > t) of Student's t with df degrees of freedom."""
+    return float(np.interp(-t, *students_t(df)))
+
+
 def t_quantile(p, df):
-    """The t that is exceeded with probability 1 - p, 0.5 <= p < 1; by bisection."""
-    low, high = 0.0, 1.0
-    while t_tail(high, df) > 1 - p:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_tail(middle, df) > 1 - p else (low, middle)
-    return high
+    """The t that T exceeds with probability 1 - p."""
+    return float(np.interp(p, *students_t(df)[::-1]))
 
 
 def interval(x):

@@ -31,20 +31,19 @@ def draw(path, runs):
     axes = figure.subplots(2, 3)
     for axis, (title, pattern) in zip(axes.flat, PANELS.items(), strict=True):
         for i, (label, group) in enumerate(runs.items()):
-            keys = sorted(
-                {k for row in group[0] for k in row if re.fullmatch(pattern, k)}, reverse=True
-            )  # greedy first
-            for key in keys[:1]:  # greedy before pass@1
-                rows = [[row for row in run if row.get(key) is not None] for run in group]
-                x, y = [row["step"] for row in rows[0]], np.array([[row[key] for row in run] for run in rows])
-                half = [row.get(f"{key}_ci95", 0.0) for row in rows[0]] if len(rows) == 1 else None
-                if not key.startswith("test/"):
-                    window = np.ones(max(1, len(x) // 10))
-                    y = np.array([np.convolve(run, window, "same") for run in y])
-                    y = y / np.convolve(np.ones(len(x)), window, "same")
-                marks = {"fmt": "o-", "ms": 3, "capsize": 2} if key.startswith("test/") else {"fmt": "-"}
-                axis.errorbar(x, y.mean(0), half, color=f"C{i}", label=label, **marks)
-                axis.fill_between(x, y.min(0), y.max(0), color=f"C{i}", alpha=0.1, lw=0)
+            key = max((key for row in group[0] for key in row if re.fullmatch(pattern, key)), default=None)
+            if key is None:
+                continue
+            test = key.startswith("test/")  # greedy, where there is avg@n, too
+            rows = [[row for row in run if row.get(key) is not None] for run in group]
+            x, y = [row["step"] for row in rows[0]], np.array([[row[key] for row in run] for run in rows])
+            half = [row.get(f"{key}_ci95", 0.0) for row in rows[0]] if len(rows) == 1 else None
+            if not test:
+                window = np.ones(max(1, len(x) // 10))
+                y = np.array([np.convolve(run, window, "same") for run in y])
+                y = y / np.convolve(np.ones(len(x)), window, "same")
+            axis.errorbar(x, y.mean(0), half, fmt="o-" if test else "-", ms=3, capsize=2, color=f"C{i}", label=label)
+            axis.fill_between(x, y.min(0), y.max(0), color=f"C{i}", alpha=0.1, lw=0)
         axis.set(title=title, xlabel="training step", ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)

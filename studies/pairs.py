@@ -158,12 +158,12 @@ def direction_claims(found):
     def better(record, metric, key="auc"):
         return tells(record, "dlogp", key) - tells(record, metric, key)
 
-    fig, distance = "A 3.1, fig. 1b", "|AUC - 1/2|"
+    fig, distance = "A 3.1, fig. 1b", "distance of AUC from 1/2"
     for m, name in METRICS.items():
         for model in MODELS:
             claim(fig, f"dlogp tells tokens apart better than {name}", distance, (better, m), model, 0.02)
         claim("(ours)", f"... whole responses better than {name}", distance, (better, m, "auc_response"), matters=0.02)
-        claim(fig, f"{name} hardly does", f"0.1 - {distance}", (lambda r, m: 0.1 - tells(r, m), m))
+        claim(fig, f"{name} hardly does", f"0.1 minus {distance}", (lambda r, m: 0.1 - tells(r, m), m))
     for of in ("rlvr", "base"):
         same, top = lambda r, of: r["dlogp"][of]["within 0.1"] - 0.5, lambda r, k: r["sparsity"][k]["20%"] - 0.8
         claim("A 3.1", f"most tokens of {of} hardly changed", "share within 0.1, minus 1/2", (same, of))

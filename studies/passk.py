@@ -62,42 +62,34 @@ def main():
     numbers = [re.search(r"model_(\d+)/?$", model) for model in args.models[1:]]
     steps = [0, *(int(number[1]) for number in numbers)] if len(numbers) > 1 and all(numbers) else None
     found, ks, result = sample(args), [2**i for i in range(args.samples.bit_length())], {}
+    columns = [*(f"pass@{k}" for k in ks), "answer_entropy", "token_entropy", "length"]  # nats, tokens
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axis, setting in zip(figure.subplots(1, len(SETTINGS), sharey=True), SETTINGS, strict=True):
-        name, first = "temperature {:g}, top-p {:g}".format(*setting), found[setting, args.models[0]]
-        print(f"\n{name}: pass@k\n\n| model | " + " | ".join(map(str, ks)) + " |\n|---|" + "---|" * len(ks))
-        result[name] = {}
+        name, first, rows = "temperature {:g}, top-p {:g}".format(*setting), found[setting, args.models[0]], {}
         for model in args.models:
-            own, rows = found[setting, model], {"": found[setting, model]}
+            own = found[setting, model]
+            rows[model] = {column: mean_and_half(own[column]) for column in columns}
             if own is not first:
-                rows[" - first"] = {measure: np.subtract(own[measure], first[measure]) for measure in own}
-            for suffix, values in rows.items():
-                cells = [mean_and_half(values[f"pass@{k}"]) for k in ks]
-                sign = "+" if suffix else ""
-                print(f"| {model}{suffix} | " + " | ".join(f"{m:{sign}.3f} ± {h:.3f}" for m, h in cells) + " |")
-                result[name][model + suffix] = {f"pass@{k}": cell for k, cell in zip(ks, cells, strict=True)}
-        print("\n| model | answer entropy (nats) | token entropy (nats) | tokens a response |\n|---|---|---|---|")
-        for model in args.models:
-            measures = ("answer_entropy", "token_entropy", "length")
-            cells = {measure: mean_and_half(found[setting, model][measure]) for measure in measures}
-            result[name][model] |= cells
-            print(f"| {model} | " + " | ".join(f"{m:.3f} ± {h:.3f}" for m, h in cells.values()) + " |")
+                less = {column: np.subtract(own[column], first[column]) for column in columns}
+                rows[f"{model} - first"] = {column: mean_and_half(less[column]) for column in columns}
+        print(f"\n| {name} | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+        for label, row in rows.items():
+            print(f"| {label} | " + " | ".join(f"{mean:.3f} ± {half:.3f}" for mean, half in row.values()) + " |")
         if steps:
-            lines = {f"k = {k}": [result[name][model][f"pass@{k}"] for model in args.models] for k in ks[::2]}
+            lines = {f"k = {k}": [rows[model][f"pass@{k}"] for model in args.models] for k in ks[::2]}
         else:
-            lines = {model: [result[name][model][f"pass@{k}"] for k in ks] for model in args.models}
+            lines = {model: [rows[model][f"pass@{k}"] for k in ks] for model in args.models}
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(ks, ks)
         for label, cells in lines.items():
             line = axis.errorbar(steps or ks, *zip(*cells, strict=True), fmt="o-", ms=3, capsize=2, label=label)[0]
             if steps:
                 axis.axhline(cells[0][0], lw=0.8, ls=":", color=line.get_color())  # the first model
-        axis.set(
-            title=name, ylim=(0, 1.02), ylabel="pass@k", xlabel="training step" if steps else "k, samples a problem"
-        )
-        if not steps:
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(ks, ks)
+        xlabel = "training step" if steps else "k, samples a problem"
+        axis.set(title=name, ylim=(0, 1.02), ylabel="pass@k", xlabel=xlabel)
         axis.grid(alpha=0.3)
         axis.legend()
+        result[name] = rows
     target = ROOT / args.out
     about = {"models": args.models, "samples": args.samples, "problems": args.problems, "settings": result}
     write_json(target.with_suffix(".json"), about)

@@ -244,7 +244,7 @@ def test_passk_runs_in_its_quick_form(tmp_path):
     command = f"studies/passk.py tiny/base --quick --runs {tmp_path}"
     found = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.count("\n| tiny/base ") == 4  # pass@k and entropies at two settings
+    assert found.stdout.count("\n| tiny/base ") == 2  # two settings
 
 
 def test_compare_draws_runs_side_by_side_and_names_a_missing_one(tmp_path):
