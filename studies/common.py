@@ -222,7 +222,7 @@ def write_json(path, result):
 
 
 def forest(path, claims):
-    """The effects of a study's claims with their intervals; gray: `above`, black: the smallest that matters."""
+    """The effects of a study's claims with their intervals."""
     figure = Figure(figsize=(9, 0.9 + 0.24 * len(claims)), layout="constrained")
     axis, y = figure.subplots(), range(len(claims))
     half = [row["half"] if math.isfinite(row["half"]) else 0.0 for row in claims]
@@ -231,6 +231,7 @@ def forest(path, claims):
     axis.plot([row["above"] + row["matters"] for row in claims], y, "k|", ms=5)
     axis.set_yticks(y, [f"{row['claim']} ({row['measure']})" for row in claims], fontsize=7)
     axis.invert_yaxis()
+    axis.set_xlabel("effect, 95% interval over bases; gray: threshold, black: smallest that matters")
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
 
