@@ -10,7 +10,9 @@ claim is decided, written before the runs:
               excludes an effect of above + matters, the smallest that matters. Else undecided
   correction  Holm within a study: one p a claim, twice the smaller p of its two one-sided tests, against `above` and
               above + matters. It stands beside the verdict and does not change it
-  power       smallest_decidable(sd): the effect that five bases show with probability 0.8, (t.975 + t.8) sd / sqrt(5)
+  power       smallest_decidable(sd): the effect that five bases show with probability 0.8, (t.975 + t.8) sd / sqrt(5);
+              tables give it for the sd that was found
+  no spread   bases that all give the same number (a ceiling) have no interval: undecided
 """
 
 import argparse
@@ -117,9 +119,9 @@ def t_quantile(p, df):
 
 
 def interval(x):
-    """(mean, half-width of its 95% interval) of one number a base; the half-width is infinite for one base."""
+    """(mean, half-width of its 95% interval) of one number a base; infinite for one base, or if all are equal."""
     x = np.asarray(x, dtype=float)
-    if len(x) < 2:
+    if len(x) < 2 or np.ptp(x) < 1e-9:
         return float(x.mean()) if len(x) else math.nan, math.inf
     return float(x.mean()), float(t_quantile(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
 
@@ -132,9 +134,9 @@ def smallest_decidable(sd, n=5, power=0.8):
 def p_value(x, above, matters):
     """Twice the smaller p of two one-sided t tests: that the mean exceeds `above`, that it is below above + matters."""
     x = np.asarray(x, dtype=float)
-    if len(x) < 2:
+    if len(x) < 2 or np.ptp(x) < 1e-9:
         return 1.0
-    error = max(x.std(ddof=1) / len(x) ** 0.5, 1e-12)
+    error = x.std(ddof=1) / len(x) ** 0.5
     larger = max((x.mean() - above) / error, (above + matters - x.mean()) / error)
     return min(1.0, 2 * t_tail(larger, len(x) - 1))
 
@@ -176,23 +178,25 @@ def decide(paper, text, measure, values, matters=0.0, above=0.0):
     mean, half = interval(values)
     row = {"paper": paper, "claim": text, "measure": measure, "effect": mean, "half": half, "above": above}
     row |= {"matters": matters, "values": np.round(values, 5).tolist(), "p": p_value(values, above, matters)}
+    row["decidable"] = smallest_decidable(np.std(values, ddof=1), len(values)) if len(values) > 1 else math.nan
     return row | {"verdict": judge(mean, half, above, matters)}
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
 def table(claims, first=None):
     """A study's claims as markdown, one line for all measures of a claim; first: what the first world said, a dict."""
-    head, lines = ["paper", "claim", "measure: effect, 95% (n)", "above; matters", "verdict", "after correction"], {}
+    head, lines = ["paper", "claim", "measure: effect, 95% (n)", "above; matters; decidable"], {}
+    head += ["verdict", "after correction"] + ["first world"] * bool(first)
     for row in claims:
-        effect = row["effect"]
+        effect, decidable = row["effect"], row.get("decidable")
         if not isinstance(effect, str):
             effect = "{:+.3f} ± {:.3f}".format(*(math.nan if row[k] is None else row[k] for k in ("effect", "half")))
         cells = [row["paper"], row["claim"], f"{row['measure']}: {effect} ({len(row['values'])})"]
-        cells += [f"{row['above']:.2g}; {row['matters']:.2g}", row["verdict"], "stays" if row["survives"] else "-"]
+        cells.append(f"{row['above']:.2g}; {row['matters']:.2g}" + f"; {decidable or 0:.2g}" * (decidable is not None))
+        cells += [row["verdict"], "stays" if row["survives"] else "-"]
         starts = [claim for claim in first or () if row["claim"].startswith(claim)]
         cells += [first[max(starts, key=len)] if starts else "not asked"] * bool(first)
         lines.setdefault(row["claim"], []).append(cells)
-    head += ["first world"] * bool(first)
     lines = [["<br>".join(x if len(set(x)) > 1 else x[:1]) for x in zip(*line, strict=True)] for line in lines.values()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines])
 
@@ -229,7 +233,9 @@ def forest(path, claims):
     axis.errorbar([row["effect"] for row in claims], y, xerr=half, fmt="o", ms=4, capsize=2)
     axis.plot([row["above"] for row in claims], y, "|", color="gray", ms=9)
     axis.plot([row["above"] + row["matters"] for row in claims], y, "k|", ms=5)
-    axis.set_yticks(y, [f"{row['claim']} ({row['measure']})" for row in claims], fontsize=7)
+    marks = ["" if math.isfinite(row["half"]) else ", no interval" for row in claims]
+    labels = [f"{row['claim']} ({row['measure']}{mark})" for row, mark in zip(claims, marks, strict=True)]
+    axis.set_yticks(y, labels, fontsize=7)
     axis.invert_yaxis()
     axis.set_xlabel("effect, 95% interval over bases; gray: threshold, black: smallest that matters")
     axis.grid(alpha=0.3)

@@ -9,21 +9,27 @@ The rule, written before the runs; unit, interval, verdict and Holm as in common
                            is there; a run that never is counts as steps + 1, so that differences are cut. 10 matter: a
                            tenth of the run. Not for nuclei: their rollouts are another distribution
   accuracy at the end      of the last model, 150 test problems, 4 samples, full softmax. 0.02 matters: smaller gains no
-                           table of the papers calls one. For nuclei also at top-p 0.7: the full softmax could hurt only
-                           because it brings back what they never saw
-  entropy, length          log of the value over the base's on test problems, at the end and at the step at which the
-                           training accuracy reaches 0.6 (interpolated between evaluations; a run that never does is
-                           left out). 0.1 matters, 10%; for lengths 0.03, two tokens of 68
+                           table of the papers calls one. For arms of dapo.py also at top-p 0.7: of a finished model
+                           most errors are of the sampling's tail, which nuclei never saw, and entropy itself costs some
+  entropy, length          log of the value over the base's on test problems, at the end and at the middle of the five
+                           steps at which the training accuracy reaches 0.6 (interpolated between evaluations; a run
+                           that never does is left out). 0.1 matters, 10%; for lengths 0.03, two tokens of 68
   entropy rises again      log of the entropy at the end over its lowest evaluation: above 0.05, as the lowest of eleven
                            noisy numbers lies below the last by construction; 0.05 more matters
-  competitive              accuracy at the end minus GRPO's, above -0.02; steps to 0.6, GRPO's minus its own, above -10
+  competitive              steps to 0.6, GRPO's minus its own, above -10; accuracy at the end minus GRPO's, above -0.02.
+                           All at one rate, GRPO's own being four times as high, and after 100 steps, where accuracy
+                           may still rise by 0.005 a step: the first decides
   two stages               leaps of two in a rollout (running mean): log of their highest over the start, and over the
                            end, above log 1.25, as the highest of noisy numbers exceeds both by some percent; leaps of
-                           one: growth in log after that step minus growth before it. All relative to the start
+                           one: growth in log in the n steps after that step minus growth in the n before it, n as large
+                           as the run allows. All relative to the start
   longer problems          gain over the base on long.jsonl (16 operations; training has 4 to 12), above 0.05; and as a
                            share of the gain on test problems, above 0.5
 Nearly guaranteed by construction, and no claim: accuracy ends above the base's; a nucleus of 0.95 never holds what the
-base does with less than 0.05, and its best leap starts at 0.005 to 0.08.
+base does with less than 0.05, and its best leap starts at 0.005 to 0.08; leaps of one grow more in the 80 steps after
+that peak than in the 20 before.
+Amended when the five runs of none, seed 2, were there and no other: the middle of the five steps (it was the last),
+top-p 0.7 for all arms of dapo.py, the equal n of leaps of one, and no difference in steps where neither arm arrives.
 
 Power, from pilots (dapo.py, none, seed 1, which is not run again): steps to 0.3, 0.6, 0.8 of the five bases have sd 4,
 5 and 10, accuracy at the end 0.012. Two arms that vary so and independently differ by smallest_decidable(1.4 sd) = 9,
@@ -43,7 +49,7 @@ import math
 import re
 
 import numpy as np
-from common import arguments, base_folder, decide, difference, finish, make_bases, read_json, rounded, run_all
+from common import arguments, base_folder, by_base, decide, difference, finish, make_bases, read_json, rounded, run_all
 from compare import draw
 
 GRPO = "--lr 1e-4 --mini-batch 4 --passk-samples 0"  # by studies/grpo_n_lr.py the -N variants tolerate no more
@@ -60,6 +66,7 @@ QUICK = {"dapo": ("none", "low-prob", "top-p 0.7"), "grpo_n": TWO}
 STEPS, N_TEST, N_LONG, SAMPLES = 100, 150, 100, 4
 LEVELS, MATCHED = (0.3, 0.6, 0.8), 0.6
 CURVES = ("accuracy", "entropy", "length", "leaps_one", "leaps_two", "leaps_jump", "clip_low", "clip_high")
+CURVES += ("truncated", "active", "kl_ref", "prompts_sampled")
 
 
 # -------------------------------------------------------------------------------------------------------- runs, records
@@ -94,6 +101,8 @@ def summary(folder, at_top_p):
     for name, pattern in {"accuracy": "avg@2|pass@1", "entropy": "(token_)?entropy", "length": "length"}.items():
         (key,) = (key for key in tests[0] if re.fullmatch(f"test/({pattern})", key))
         found["evaluations"][name] = rounded(row[key] for row in tests)
+    for name in ("greedy", "answer_entropy"):
+        found["evaluations"][name] = rounded(row.get(f"test/{name}") for row in tests)
     found["end"] = counts(folder.with_name(f"{folder.name}-end"))
     return found | ({"end at top-p 0.7": counts(folder.with_name(f"{folder.name}-end-0.7"))} if at_top_p else {})
 
@@ -115,7 +124,7 @@ def jobs_of(script, args, wanted=None):
         train = f"{script}.py {GRPO * (script == 'grpo_n')} {ARMS[script][arm]} {size} --eval-samples 2 --seed {seed}"
         train += f" --model {data}/base --train {data}/train.jsonl --test {data}/test.jsonl"
         commands = [(train, folder, "model/tokenizer_config.json")]
-        at_top_p = script == "dapo" and seed == SEEDS[0] and (arm == "none" or arm.startswith("top-p"))
+        at_top_p = script == "dapo" and seed == SEEDS[0]
         for suffix, top_p in (("-end", 1.0), ("-end-0.7", 0.7))[: 1 + at_top_p]:
             test = at_end(folder / "model", base, args, top_p)
             commands.append((test, folder.with_name(name + suffix), "passk.json"))
@@ -167,7 +176,9 @@ def measures(record, base):
         found["accuracy at the end, top-p 0.7"] = np.mean(other["test"]) / other["samples"]
     for name, key in (("entropy", "token_entropy"), ("length", "length")):
         found[f"log {name} at the end"] = math.log(end[key] / base["end"][key])
-        at = np.interp(found[f"steps to {MATCHED}"], evals["step"], evals[name])
+        at = np.interp(
+            found[f"steps to {MATCHED}"] - 3, evals["step"], evals[name]
+        )  # policies S - 5 to S - 1 drew them
         reached = found[f"steps to {MATCHED}"] <= len(record["accuracy"])
         found[f"log {name} at accuracy {MATCHED}"] = math.log(at / evals[name][0]) if reached else math.nan
     found["log entropy over its lowest"] = math.log(evals["entropy"][-1] / min(evals["entropy"]))
@@ -175,7 +186,8 @@ def measures(record, base):
     first, peak = min(4, len(two) - 1), int(two[4:].argmax()) + 4 if len(two) > 4 else 0
     found |= {"log leaps of two, highest over start": math.log(two[peak] / two[first])}
     found |= {"log leaps of two, highest over end": math.log(two[peak] / two[-1])}
-    found["growth after minus before"] = math.log(one[-1] * one[first] / one[peak] ** 2)
+    n = min(peak - first, len(one) - 1 - peak)
+    found["growth after minus before"] = math.log(one[peak + n] * one[peak - n] / one[peak] ** 2)
     return found
 
 
@@ -191,6 +203,8 @@ def claims_of(script, found):
             of = {
                 arm: {k[1:]: sign * m.get(measure, math.nan) for k, m in found.items() if k[0] == arm} for arm in arms
             }
+            never = [{b for b, x in by_base(of[arm]).items() if x == -STEPS - 1} for arm in (more, less) if arm]
+            of = {arm: {k: x for k, x in by.items() if k[0] not in set.intersection(*never)} for arm, by in of.items()}
             effect = difference(of[more], of[less] if less else dict.fromkeys(of[more], 0.0))
             claims.append(decide(paper, text, measure, effect, matters, above))
 
@@ -200,7 +214,8 @@ def claims_of(script, found):
         for other in ("none", "dominate", "ppl"):
             for level in LEVELS[1:]:
                 claim("A 4.2 (ours: speed)", f"low-prob before {other}", f"steps to {level}", "low-prob", other, 10)
-            claim("A 4.2, fig. 5a", f"low-prob is more accurate than {other}", accuracy, "low-prob", other, 0.02)
+            for measure in (accuracy, f"{accuracy}, top-p 0.7"):
+                claim("A 4.2, fig. 5a", f"low-prob is more accurate than {other}", measure, "low-prob", other, 0.02)
         for at in (end, matched):
             text = "low-prob keeps more entropy than DAPO"
             claim("A 4.2, fig. 5b", text, f"log entropy {at}", "low-prob", "none", 0.1)
@@ -215,7 +230,7 @@ def claims_of(script, found):
                 claim("A 3.3, fig. 3c", f"{smaller} hurts more than {larger}", measure, larger, smaller, 0.02)
     else:
         for arm in ("grpo-n", "gspo", "gspo-n"):
-            claim("B 4, fig. 2", f"{arm} has more entropy than grpo", f"log entropy {end}", arm, "grpo", 0.1)
+            claim("B 4, fig. 2, table 4", f"{arm} has more entropy than grpo", f"log entropy {end}", arm, "grpo", 0.1)
             claim("(ours)", f"{arm} has more entropy than grpo", f"log entropy {matched}", arm, "grpo", 0.1)
             claim("B 4, tables 1-3", f"{arm} is competitive", accuracy, arm, "grpo", 0.0, -0.02)
             claim("(ours)", f"{arm} is competitive", f"steps to {MATCHED}", arm, "grpo", 0.0, -10)
@@ -225,10 +240,15 @@ def claims_of(script, found):
         claim("B fig. 2; not table 4, AIME25", text, f"log entropy {end}", "grpo-n", None, 0.1)
         for change in ("no bonus", "8 updates"):
             pair = f"grpo-n, {change}", f"grpo, {change}"
-            claim("B 4, fig. 2", f"{change}: grpo-n has more entropy", f"log entropy {end}", *pair, 0.1)
+            for at in (end, matched):
+                claim("B 4, fig. 2", f"{change}: grpo-n has more entropy", f"log entropy {at}", *pair, 0.1)
+            claim("(ours)", f"{change}: grpo-n is competitive", f"steps to {MATCHED}", *pair, 0.0, -10)
             claim("B 4, tables 1-3", f"{change}: grpo-n is competitive", accuracy, *pair, 0.0, -0.02)
-        claim("(ours)", "clip 0.2 trains GSPO better than its own", accuracy, "gspo", "gspo, narrow clip", 0.02)
-        claim("(ours)", "the bonus keeps entropy", f"log entropy {end}", "grpo", "grpo, no bonus", 0.1)
+        for measure, matters in ((f"steps to {MATCHED}", 10), (accuracy, 0.02)):
+            text = "clip 0.2 trains GSPO better than its own"
+            claim("(ours)", text, measure, "gspo", "gspo, narrow clip", matters)
+        for at in (end, matched):
+            claim("(ours)", "the bonus keeps entropy", f"log entropy {at}", "grpo", "grpo, no bonus", 0.1)
     for arm in ("none", "grpo", "grpo-n"):
         claim("B 3 (ours: habits)", f"{arm}: leaps of two grow first", f"{highest} start", arm, None, quarter, quarter)
         claim("B 3 (ours: habits)", f"{arm}: then they fall", f"{highest} end", arm, None, quarter, quarter)
@@ -238,9 +258,10 @@ def claims_of(script, found):
     return claims
 
 
-def rows_of(record):
-    """A record's curves as rows of metrics.jsonl, for the figure."""
-    rows = [{"step": i} | {name: record[name][i - 1] for name in CURVES} for i in range(1, 1 + len(record["accuracy"]))]
+def rows_of(record, arm):
+    """A record's curves as rows of metrics.jsonl, for the figure; nuclei without their rollouts, drawn from less."""
+    n, names = len(record["accuracy"]), () if arm.startswith("top-p") else CURVES
+    rows = [{"step": i} | {name: record[name][i - 1] for name in names} for i in range(1, 1 + n)]
     evaluations = [record["evaluations"][name] for name in ("step", "accuracy", "entropy", "length")]
     keys = ("step", "test/avg@2", "test/entropy", "test/length")
     return rows + [dict(zip(keys, row, strict=True)) for row in zip(*evaluations, strict=True)]
@@ -255,7 +276,7 @@ def main():
         records = {key: read_json(path) for key, path in paths.items()}
         runs = {key: record for key, record in records.items() if key[0] != "base"}
         found = {key: measures(record, records["base", key[1], 0]) for key, record in runs.items()}
-        curves = {arm: [rows_of(r) for key, r in runs.items() if key[0] == arm] for arm, _, _ in runs}
+        curves = {arm: [rows_of(r, arm) for key, r in runs.items() if key[0] == arm] for arm, _, _ in runs}
         finish(args, script, claims_of(script, found), draw, curves)
         for key, row in found.items():
             print(*key, {name: round(float(x), 3) for name, x in row.items()})

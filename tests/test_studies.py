@@ -1,5 +1,6 @@
 """The studies' statistics and measures; with STUDIES=1, their short forms and that they go on from their records."""
 
+import itertools
 import json
 import math
 import os
@@ -36,7 +37,8 @@ def test_interval_is_students_t_over_bases():
     x = [0.1, 0.4, 0.2, 0.5, 0.3]
     mean, half = common.interval(x)
     assert mean == pytest.approx(0.3) and half == pytest.approx(2.776 * np.std(x, ddof=1) / math.sqrt(5), rel=1e-3)
-    assert common.interval([1.0]) == (1.0, math.inf)
+    assert common.interval([1.0]) == (1.0, math.inf) and common.interval([0.3] * 5)[1] == math.inf  # no spread
+    assert common.p_value([0.3] * 5, 0.0, 0.0) == 1.0
 
 
 def test_interval_over_bases_covers_seeds_and_problems_inside_them():
@@ -99,10 +101,10 @@ def test_arms_are_compared_on_the_same_base_never_by_training_seed():
 
 
 def test_a_table_has_one_line_for_all_measures_of_a_claim():
-    rows = [common.decide("A 1", "text", unit, [0.1, 0.1], 0.05) | {"survives": unit == "a"} for unit in ("a", "b")]
+    rows = [common.decide("A 1", "text", unit, [0.1, 0.102], 0.05) | {"survives": unit == "a"} for unit in ("a", "b")]
     lines = common.table(rows, {"te": "old", "tex": "older", "other": ""}).splitlines()
-    assert len(lines) == 3 and lines[2].startswith("| A 1 | text | a: +0.100 ± 0.000 (2)<br>b: +0.100 ± 0.000 (2) |")
-    assert lines[2].endswith("| 0; 0.05 | holds | stays<br>- | older |")
+    assert len(lines) == 3 and lines[2].startswith("| A 1 | text | a: +0.101 ± 0.013 (2)<br>b: +0.101 ± 0.013 (2) |")
+    assert lines[2].endswith("| 0; 0.05; 0.014 | holds | stays<br>- | older |")
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
@@ -138,19 +140,23 @@ def test_measures_are_relative_to_the_base_and_to_the_start():
     assert found["share of the gain carried"] == pytest.approx(0.5 / 0.625)
     assert found["log entropy at the end"] == pytest.approx(math.log(0.5))
     step = found["steps to 0.6"]  # the mean of five steps up to it
-    assert step == 63 and found["log length at accuracy 0.6"] == pytest.approx(math.log((40 + 20 * 13 / 50) / 30))
+    assert step == 63 and found["log length at accuracy 0.6"] == pytest.approx(math.log((40 + 20 * 10 / 50) / 30))
     assert found["log entropy over its lowest"] == pytest.approx(math.log(2))
     assert found["log leaps of two, highest over start"] == pytest.approx(math.log(2), abs=0.06)
     assert found["log leaps of two, highest over end"] == pytest.approx(math.log(4), abs=0.12)
+    assert found["growth after minus before"] < 0  # as fast a line, so less in the log
+    late = [0.2] * 30 + np.linspace(0.2, 8, 70).tolist()
+    assert training.measures(run_record(leaps_one=late), BASE)["growth after minus before"] > 1.5
     never = training.measures(run_record(accuracy=[0.1] * 100), BASE)
     assert never["steps to 0.6"] == 101 and math.isnan(never["log entropy at accuracy 0.6"])
 
 
 @pytest.mark.parametrize("script", training.ARMS)
 def test_every_arm_is_in_a_claim_and_faster_counts_as_more(script):
-    fast, slow = (training.measures(run_record(accuracy=np.linspace(0, end, 100).tolist()), BASE) for end in (2, 1))
-    better = ("low-prob", "grpo-n")
-    found = {(arm, b, 1): fast if arm in better else slow for arm in training.ARMS[script] for b in (1, 2)}
+    better, found = ("low-prob", "grpo-n"), {}
+    for arm, base in itertools.product(training.ARMS[script], (1, 2)):
+        accuracy = np.linspace(0, (2 if arm in better else 1) + 0.05 * base, 100).tolist()
+        found[arm, base, 1] = training.measures(run_record(accuracy=accuracy), BASE)
     rows = training.claims_of(script, found)
     text = " ".join(row["claim"] + row["measure"] for row in rows)
     assert all(arm.split(",")[-1].strip() in text for arm in training.ARMS[script] if arm != "gspo, narrow clip")
@@ -164,8 +170,9 @@ def test_lost_and_won_are_shares_of_the_problems():
 
 
 def test_direction_reads_its_bins():
-    bins = {f"{i / 10} to {(i + 1) / 10}": {"mass": 0.1} for i in range(10)}
-    assert pairs.below(bins, 0.5) == pytest.approx(0.5) and pairs.below(bins, 0.3) == pytest.approx(0.3)
+    p, mass = np.array([0.1, 0.25, 0.4, 0.9]), np.array([4.0, 3.0, 2.0, 1.0])
+    assert pairs.below(p, mass, 0.3) == pytest.approx(0.7) and pairs.below(p, mass, 0.5) == pytest.approx(0.9)
+    assert math.isnan(pairs.below(p[:0], mass[:0], 0.3))
     shares = {"< -4": 9, "-0.1 to 0.1": 9, "0.5 to 1": 1, "1 to 2": 2, ">= 4": 1}
     bins = {name: {"share": share, "p_base": 0.1 * share} for name, share in shares.items()}
     assert pairs.high_dlogp(bins, "p_base") == pytest.approx(0.9 - (2 * 0.2 + 1 * 0.1) / 3)
