@@ -30,8 +30,9 @@ extrapolation (80 x 4; gamma, tau chosen by the script on 40 training problems):
 Nearly guaranteed by construction, and no claim: the sign of the mean dlogp (a KL, and minus a KL); that dlogp > 1 is
 unlikely under the base (below 1 / e); that random replaces worst; that a second draw of what RLVR made unlikely does
 not hurt a half-learnt model.
-Amended when the records of bases 1 and 2 were there: the cut at 0.2, connectives apart, high dlogp under RLVR alone and half
-learnt as well, global at its own gamma, rises and flattens at fixed tau, no room, no row for entropy against random.
+Amended when the records of bases 1 and 2 were there: the cut at 0.2, connectives apart, high dlogp under RLVR alone
+and half learnt, too, global at its own gamma, rises and flattens at fixed tau, no room, no row for entropy against
+random.
 
 Power, from the first world's sd of pairs: order 0.03 to 0.05 (smallest_decidable 0.05 to 0.08; it was 0.17 to 0.26);
 beats RLVR 0.03 to 0.05: gains of 0.02, the paper's, five bases cannot decide, only gains of 0.05 as of half-learnt
