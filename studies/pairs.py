@@ -190,8 +190,8 @@ def direction_claims(found):
         for cut, tokens in itertools.product(CUTS, ("all tokens", "no connectives")):
             mass = lambda r, k, tokens, cut: r[k][tokens][str(cut)] - 0.5  # noqa: E731
             text = f"most gradient mass is on unlikely tokens: {name}"
-            text, paper = text + f", {tokens}" * (tokens != "all tokens"), fig if tokens == "all tokens" else "(ours)"
-            claim(paper.replace("1b", "3a"), text, f"mass below {cut}, minus 1/2", (mass, key, tokens, cut))
+            paper, text = ("A 3.3, fig. 3a", text) if tokens == "all tokens" else ("(ours)", f"{text}, {tokens}")
+            claim(paper, text, f"mass below {cut}, minus 1/2", (mass, key, tokens, cut))
     for model in MODELS:
         text, less = "tokens of dlogp > 1 are less likely than unchanged ones", lambda r: high_dlogp(r["dlogp_bins"])
         claim("A 3.3, fig. 3b", text, "p_rlvr", (less,), model)
