@@ -237,7 +237,7 @@ def forest(path, claims):
     labels = [f"{row['claim']} ({row['measure']}{mark})" for row, mark in zip(claims, marks, strict=True)]
     axis.set_yticks(y, labels, fontsize=7)
     axis.invert_yaxis()
-    axis.set_xlabel("effect, 95% interval over bases; gray: threshold, black: smallest that matters")
+    figure.supxlabel("effect, 95% interval over bases; gray: threshold; black: smallest that matters", fontsize=9)
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
 

@@ -231,9 +231,12 @@ def draw(path, found):
             enumerate(r[f"replacement {top_p}"] for (_, m), r in found.items() if m == model), enumerate(CRITERIA)
         ):
             x, y = zip(*((point["ratio"], point["accuracy"]) for point in curves[name]), strict=True)
-            axis.semilogx(x, y, "o-", ms=2, lw=0.8, color=f"C{i}", label=None if j else name)
+            axis.plot(x, y, "o-", ms=2, lw=0.8, color=f"C{i}", label=None if j else name)
             axis.axhline(curves["base and RLVR"][1]["accuracy"], color="gray", lw=0.5)
         axis.set(title=f"{model}, top-p {top_p:g}", xlabel="replaced share of tokens", ylabel="accuracy (gray: RLVR)")
+        axis.set_xscale("log")
+        axis.set_xticks([0.02, 0.05, 0.1, 0.2, 0.3], ["0.02", "0.05", "0.1", "0.2", "0.3"])
+        axis.minorticks_off()
     axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=90)
 
