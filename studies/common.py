@@ -166,10 +166,10 @@ def by_base(values):
     return {base: float(x) for base, x in sorted(means.items()) if math.isfinite(x)}
 
 
-def difference(more, less):
-    """by_base() of one arm minus that of another, a list over the bases that both have."""
+def difference(more, less, never=None):
+    """by_base() of one arm minus that of another, over the bases that both have and where not both are `never`."""
     more, less = by_base(more), by_base(less)
-    return [more[base] - less[base] for base in more if base in less]
+    return [x - less[base] for base, x in more.items() if base in less and not x == less[base] == never]
 
 
 def decide(paper, text, measure, values, matters=0.0, above=0.0):

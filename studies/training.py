@@ -49,7 +49,7 @@ import math
 import re
 
 import numpy as np
-from common import arguments, base_folder, by_base, decide, difference, finish, make_bases, read_json, rounded, run_all
+from common import arguments, base_folder, decide, difference, finish, make_bases, read_json, rounded, run_all
 from compare import draw
 
 GRPO = "--lr 1e-4 --mini-batch 4 --passk-samples 0"  # by studies/grpo_n_lr.py the -N variants tolerate no more
@@ -200,12 +200,9 @@ def claims_of(script, found):
         """Does `more` exceed `less`, or 0, in a measure? For steps: is it faster? sign -1: is it below?"""
         if {more, less or more} <= arms:
             sign = -1 if measure.startswith("steps") else sign
-            of = {
-                arm: {k[1:]: sign * m.get(measure, math.nan) for k, m in found.items() if k[0] == arm} for arm in arms
-            }
-            never = [{b for b, x in by_base(of[arm]).items() if x == -STEPS - 1} for arm in (more, less) if arm]
-            of = {arm: {k: x for k, x in by.items() if k[0] not in set.intersection(*never)} for arm, by in of.items()}
-            effect = difference(of[more], of[less] if less else dict.fromkeys(of[more], 0.0))
+            values = {key: sign * row.get(measure, math.nan) for key, row in found.items()}
+            a, b = ({key[1:]: x for key, x in values.items() if key[0] == arm} for arm in (more, less))
+            effect = difference(a, b or dict.fromkeys(a, 0.0), never=-STEPS - 1)
             claims.append(decide(paper, text, measure, effect, matters, above))
 
     end, matched, accuracy = "at the end", f"at accuracy {MATCHED}", "accuracy at the end"
@@ -270,9 +267,9 @@ def rows_of(record, arm):
 def main():
     args = arguments(__doc__)
     make_bases(args)
-    jobs = {script: jobs_of(script, args) for script in ARMS}
-    run_all({path: job for found, _, _ in jobs.values() for path, job in found.items()})
-    for script, (_, paths, _) in jobs.items():
+    for script in ARMS:
+        jobs, paths, _ = jobs_of(script, args)
+        run_all(jobs)
         records = {key: read_json(path) for key, path in paths.items()}
         runs = {key: record for key, record in records.items() if key[0] != "base"}
         found = {key: measures(record, records["base", key[1], 0]) for key, record in runs.items()}

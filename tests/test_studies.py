@@ -97,6 +97,7 @@ def test_arms_are_compared_on_the_same_base_never_by_training_seed():
     more = {(1, 1): 3.0, (1, 2): 5.0, (2, 1): 1.0, (3, 1): 9.0}
     less = {(1, 1): 1.0, (2, 1): 2.0, (2, 2): 4.0, (4, 1): 0.0}
     assert common.difference(more, less) == [3.0, -2.0]
+    assert common.difference({(1, 1): 101, (2, 1): 101}, {(1, 1): 101, (2, 1): 50}, never=101) == [51]
     assert common.by_base({(1, 1): math.nan, (1, 2): 2.0, (2, 1): math.nan}) == {1: 2.0}
 
 
