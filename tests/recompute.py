@@ -79,16 +79,20 @@ def main(results):
 
     bases, same = sorted({name.split("-")[0] for name in records("pairs")}), []
     for (study, text, measure), (effect, matters) in CLAIMS.items():
+        if not (results / f"{study}.json").exists():
+            print(f"not run yet  {study}: {text}")
+            continue
         rows = json.loads((results / f"{study}.json").read_text())["claims"]
         row = next(r for r in rows if r["claim"] == text and r["measure"].startswith(measure))
         x = effect(records, bases)
-        mean, half = fmean(x), T[len(x) - 1] * stdev(x) / math.sqrt(len(x))
+        mean, half = fmean(x), T[len(x) - 1] * stdev(x) / math.sqrt(len(x)) or math.inf  # no spread: undecided
         verdict = "holds" if mean > half else "does not hold" if mean + half < matters else "undecided"
-        close = abs(mean - row["effect"]) < 0.002 and abs(half - row["half"]) < 0.01 and verdict == row["verdict"]
+        there = math.inf if row["half"] is None else row["half"]
+        close = abs(mean - row["effect"]) < 0.002 and (half == there or abs(half - there) < 0.01)
+        close = close and verdict == row["verdict"]
         same.append(close)
-        print(
-            f"{'same' if close else 'DIFFERS'}  {study}: {text}: {mean:+.4f} ± {half:.4f}, {verdict}; {row['verdict']}"
-        )
+        about = f"{mean:+.4f} ± {half:.4f}, {verdict}; {row['verdict']}"
+        print(f"{'same' if close else 'DIFFERS'}  {study}: {text}: {about}")
     return int(not all(same))
 
 
