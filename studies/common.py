@@ -84,7 +84,8 @@ def run_all(jobs, workers=2):
                 words = " ".join(run.stderr.decode(errors="replace").strip().splitlines()[-3:])
                 raise SystemExit(f"{command} --out {folder} ended with status {run.returncode}: {words}")
         if summary:
-            about |= {"ended": datetime.now(UTC).isoformat(timespec="seconds"), "commands": [c[0] for c in commands]}
+            about |= {"ended": datetime.now(UTC).isoformat(timespec="seconds")}
+            about |= {"commands": [command.replace(f"{ROOT}/", "") for command, _, _ in commands]}
             write_json(path, about | summary())
         print(f"{path.stem}: done", flush=True)
 
