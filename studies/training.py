@@ -38,7 +38,7 @@ Power, from pilots (dapo.py, none, seed 1, which is not run again): steps to 0.3
 (at two updates a rollout GRPO-N leaves the plateau only after step 100, at four it has 0.73 there). More bases, and
 second seeds of the other twelve arms, are beyond six hours: not run.
 
-    python studies/training.py            # 4 hours on two cores; goes on where it was interrupted
+    python studies/training.py            # 5 hours on two cores; goes on where it was interrupted
     python studies/training.py --quick    # five arms of two steps: to see that it works
 """
 
@@ -176,9 +176,8 @@ def measures(record, base):
         found["accuracy at the end, top-p 0.7"] = np.mean(other["test"]) / other["samples"]
     for name, key in (("entropy", "token_entropy"), ("length", "length")):
         found[f"log {name} at the end"] = math.log(end[key] / base["end"][key])
-        at = np.interp(
-            found[f"steps to {MATCHED}"] - 3, evals["step"], evals[name]
-        )  # policies S - 5 to S - 1 drew them
+        middle = found[f"steps to {MATCHED}"] - 3  # of the policies that drew those five steps
+        at = np.interp(middle, evals["step"], evals[name])
         reached = found[f"steps to {MATCHED}"] <= len(record["accuracy"])
         found[f"log {name} at accuracy {MATCHED}"] = math.log(at / evals[name][0]) if reached else math.nan
     found["log entropy over its lowest"] = math.log(evals["entropy"][-1] / min(evals["entropy"]))
