@@ -62,7 +62,8 @@ def draw(path, counts, solved, bases, arms, plateaus, last):
         at = [[solved["base" if step == 0 else arm, b, step, 0] for step in dict.fromkeys(steps)] for b in bases]
         axes[0].plot([*dict.fromkeys(steps)], np.transpose(at), color=f"C{i}", lw=0.7, alpha=0.6)
         axes[0].plot([*dict.fromkeys(steps)], np.mean(at, 0), "o-", color=f"C{i}", label=f"{arm}, mean over bases")
-    axes[0].set(title="solved in 256, temperature 1", xlabel="training step", ylabel="share", ylim=(0, 1.02))
+    title = "solved with 256 samples\ntemperature 1, top-p 1"
+    axes[0].set(title=title, xlabel="training step", ylabel="share", ylim=(0, 1.02))
     axes[0].legend(fontsize=8)
     for s, setting in enumerate(SETTINGS):
         keys = {"the base again": [("base", b, -1, s) for b in bases]}
@@ -75,7 +76,7 @@ def draw(path, counts, solved, bases, arms, plateaus, last):
             axes[s + 1].plot(pairs, np.full_like(pairs, y), "k.", ms=3)
         axes[s + 1].set_yticks(range(len(keys)), keys, fontsize=8)
         axes[s + 1].invert_yaxis()
-        title = "lost (left), won (right): temperature {:g}, top-p {:g}".format(*setting)
+        title = "lost (left), won (right)\ntemperature {:g}, top-p {:g}".format(*setting)
         axes[s + 1].set(title=title, xlabel="share of problems; dots are bases")
     figure.savefig(path, dpi=90)
 
