@@ -73,7 +73,10 @@ def draw(path, found):
         for i, variant in enumerate(VARIANTS):
             y = [found[variant, 0.5, start][key][0] for start in STARTS]
             axis.semilogx(np.array(STARTS) * 1.02**i, y, "o-", ms=3, label=variant)
-        axis.set(title=f"{key}, reward 0.5 of a1", xlabel="start of a2", ylabel="share of runs", ylim=(-0.03, 1.03))
+        axis.set(title=f"{key}, reward of a1 0.5", xlabel="probability of a2 at the start (0.2 is not rare)")
+        axis.set(ylabel="share of runs", ylim=(-0.03, 1.03))
+        axis.set_xticks(STARTS, [f"{start:g}" for start in STARTS])
+        axis.minorticks_off()
         axis.legend(fontsize=7)
     figure.savefig(path, dpi=90)
 

@@ -223,7 +223,7 @@ def decoding_claims(found):
 
 
 def draw(path, found):
-    """Accuracy over the replaced share: a panel for each model and top-p, a thin line for each base."""
+    """Accuracy minus RLVR's over the replaced share: a panel for each model and top-p, a thin line for each base."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
     for axis, (model, top_p) in zip(axes.flat, itertools.product(MODELS, TOP_PS), strict=True):
@@ -231,9 +231,11 @@ def draw(path, found):
             enumerate(r[f"replacement {top_p}"] for (_, m), r in found.items() if m == model), enumerate(CRITERIA)
         ):
             x, y = zip(*((point["ratio"], point["accuracy"]) for point in curves[name]), strict=True)
+            y = np.array(y) - curves["base and RLVR"][1]["accuracy"]
             axis.plot(x, y, "o-", ms=2, lw=0.8, color=f"C{i}", label=None if j else name)
-            axis.axhline(curves["base and RLVR"][1]["accuracy"], color="gray", lw=0.5)
-        axis.set(title=f"{model}, top-p {top_p:g}", xlabel="replaced share of tokens", ylabel="accuracy (gray: RLVR)")
+        axis.axhline(-0.05, color="gray", lw=0.8, ls=":")
+        axis.set(title=f"{model}, top-p {top_p:g}", ylabel="accuracy minus RLVR's (dotted: -0.05)")
+        axis.set(xlabel="replaced share of tokens")
         axis.set_xscale("log")
         axis.set_xticks([0.02, 0.05, 0.1, 0.2, 0.3], ["0.02", "0.05", "0.1", "0.2", "0.3"])
         axis.minorticks_off()
