@@ -16,7 +16,7 @@ the forks (how far to leap?) and not in the arithmetic. The run ends with a page
 
 The sign of (1) is no surprise: over RL's own tokens its expectation is KL(RL||base) >= 0, over the base's own tokens
 -KL(base||RL) <= 0. How far the histograms part, and at how few tokens, is what one has to measure. The paper does so by
-eye; overlap and AUC have 95% intervals, by bootstrap over responses, as tokens of one response are not independent.
+eye; overlap and AUC have 95% intervals, by bootstrap over problems, as what answers one problem is not independent.
 
     python delta_logp.py                       # tiny pair on two CPU cores, under a minute
     python delta_logp.py --check               # the lemma (4) against autograd on the RLVR model's own logits
@@ -66,7 +66,7 @@ class Args:
     max_response: int = 128  # response limit, in tokens
     temperature: float = 1.0  # of sampling and of every log-prob
     micro_batch: int = 64  # responses scored in one forward pass
-    bootstrap: int = 200  # resamples of the responses behind each interval
+    bootstrap: int = 200  # resamples of the problems behind each interval
     show: int = 4  # problems whose responses are drawn token by token
     check: bool = False  # check the lemma (4) against autograd instead; exit status 1 if it fails
 
@@ -327,16 +327,17 @@ def flatten(rows):
     """{name: array (M,) over the tokens of all scored rows}; "adv" is the advantage in a training batch of RLVR's own
     groups, 0 on the base's tokens, and "coefficient" is (4) at importance ratio 1, as in a step's first mini-batch.
     """
-    lengths, groups = [len(row["response_ids"]) for row in rows], {}
+    lengths, groups, problems = [len(row["response_ids"]) for row in rows], {}, {}
     for row in rows:
-        groups.setdefault((row["source"], row.get("system"), row["prompt"]), []).append(row)
+        row["problem"] = problems.setdefault((row.get("system"), row["prompt"]), len(problems))  # counts from 0
+        groups.setdefault((row["source"], row["problem"]), []).append(row)
     for (source, *_), group in groups.items():
         rewards = torch.tensor([[float(row["right"] and source == "rlvr") for row in group]])
         for row, adv in zip(group, group_advantages(rewards)[0].tolist(), strict=True):
             row["adv"] = adv
     names = ("response_ids", "kind", "logp_base", "logp_rlvr", *METRICS)
     tokens = {name: np.concatenate([row[name] for row in rows]) for name in names}
-    tokens |= {name: np.repeat([row[name] for row in rows], lengths) for name in ("source", "adv")}
+    tokens |= {name: np.repeat([row[name] for row in rows], lengths) for name in ("source", "problem", "adv")}
     logp, adv = torch.from_numpy(tokens["logp_rlvr"]), torch.from_numpy(tokens["adv"])
     tokens["coefficient"] = gradient_coefficient(logp, adv).numpy()
     return tokens | {"response": np.repeat(np.arange(len(rows)), lengths)}  # the line of responses.jsonl, from 0
@@ -344,19 +345,22 @@ def flatten(rows):
 
 def compare_sources(tokens, metric, edges, resamples, seed):
     """Overlap and AUC of RLVR's tokens against the base's by one metric (figure 1b), and the AUC of its mean over a
-    response, with 95% percentile intervals; a response that is drawn twice counts twice, with all its tokens.
+    response, with 95% percentile intervals; a problem that is drawn twice counts twice, with all its responses.
     """
     of = [tokens["source"] == source for source in ("rlvr", "base")]
     values = [tokens[metric][k] for k in of]
-    owners = [np.unique(tokens["response"][k], return_inverse=True)[1] for k in of]  # 0 .. R - 1, of each token
+    _, first, owners = zip(*(np.unique(tokens["response"][k], True, True) for k in of), strict=True)  # 0 .. R - 1
+    problems = [tokens["problem"][k][i] for k, i in zip(of, first, strict=True)]  # of each response
     means = [np.bincount(owner, x) / np.bincount(owner) for x, owner in zip(values, owners, strict=True)]
 
-    def statistics(times):  # how often each response was drawn, (R,) of both sources
-        weights = [n[owner] for n, owner in zip(times, owners, strict=True)]
-        return histogram_overlap(*values, *weights, edges), auc(*values, *weights), auc(*means, *times)
+    def statistics(times):  # how often each problem was drawn: (P,)
+        responses = [times[problem] for problem in problems]
+        weights = [n[owner] for n, owner in zip(responses, owners, strict=True)]
+        return histogram_overlap(*values, *weights, edges), auc(*values, *weights), auc(*means, *responses)
 
-    rng, row, once = np.random.default_rng(seed), {}, [np.ones(len(x)) for x in means]
-    draws = [statistics([rng.multinomial(len(n), n / len(n)).astype(float) for n in once]) for _ in range(resamples)]
+    rng, row, once = np.random.default_rng(seed), {}, np.ones(tokens["problem"].max() + 1)
+    times = rng.multinomial(len(once), once / len(once), size=resamples).astype(float)
+    draws = [statistics(n) for n in times if all(n[problem].any() for problem in problems)] or [statistics(once)]
     ends = np.quantile(draws, [0.025, 0.975], axis=0).T.tolist()
     for name, value, ci95 in zip(("overlap", "auc", "auc_response"), statistics(once), ends, strict=True):
         row |= {name: value, f"{name}_ci95": ci95}
@@ -365,7 +369,7 @@ def compare_sources(tokens, metric, edges, resamples, seed):
 
 def summarise(tokens, edges, args):
     """The tables of summary.json, {table: {row: {column: number}}}, of tokens, {name: array (M,)}; edges: by metric."""
-    d, response, mass = tokens["dlogp"].astype(float), tokens["response"], tokens["coefficient"]
+    d, response, problem, mass = tokens["dlogp"].astype(float), *map(tokens.get, ("response", "problem", "coefficient"))
     p_base, p_rlvr, size = np.exp(tokens["logp_base"]), np.exp(tokens["logp_rlvr"]), np.abs(d)
     of, tables = {source: tokens["source"] == source for source in SOURCES}, {"dlogp": {}}
     for source, k in of.items():
@@ -387,9 +391,9 @@ def summarise(tokens, edges, args):
         tables["gradient_bins"][f"{i / 10} to {(i + 1) / 10}"] = row
     tables["sparsity"] = {f"size of dlogp, {source}": {"20%": held_by_top(d[k], 0.2)} for source, k in of.items()}
     for source, kind in itertools.product(SOURCES, ("fork", "arithmetic", "connective", "copy")):
-        table, n = tables.setdefault(f"kinds_{source}", {}), tables["dlogp"][source]["responses"]
+        table, n = tables.setdefault(f"kinds_{source}", {}), len(set(problem[of[source]]))
         if (k := of[source] & (tokens["kind"] == kind)).any():
-            total, count, mean = np.bincount(response[k], size[k]), np.bincount(response[k]), size[k].mean()
+            total, count, mean = np.bincount(problem[k], size[k]), np.bincount(problem[k]), size[k].mean()
             error = (((total - mean * count) ** 2).sum() * n / max(n - 1, 1)) ** 0.5 / k.sum()
             row = {"share": k.sum() / of[source].sum(), "mean_abs_dlogp": mean, "standard_error": error}
             table[kind] = row | {"share_of_abs_dlogp": size[k].sum() / (size[of[source]].sum() or 1)}
@@ -517,8 +521,9 @@ def check(model, problems, limits, seed):
         with torch.no_grad():
             logits.append(model(ids).logits[0, len(prompt) - 1 : -1, : limits[2]].float() / limits[3])
         tokens.append(ids[0, len(prompt) :])
-    error = lemma_error(torch.cat(logits)[:2048], torch.cat(tokens)[:2048], seed)
-    print(f"lemma (4): l1 norm = |wA| 2 (1 - pi) on {sum(map(len, tokens))} tokens: largest relative error {error:.1e}")
+    logits, tokens = torch.cat(logits)[:2048], torch.cat(tokens)[:2048]
+    error = lemma_error(logits, tokens, seed)
+    print(f"lemma (4): l1 norm = |wA| 2 (1 - pi) on {len(tokens)} tokens: largest relative error {error:.1e}")
     if error > 1e-6:
         sys.exit("error: the lemma FAILS")
 

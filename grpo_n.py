@@ -2,7 +2,8 @@
 
 What it shows: an algorithm that only ever lowers what failed does not tell the policy what to repeat. The logit of a
 failed token falls, all others rise in proportion to their probability, and entropy need not collapse. `--algorithm
-grpo-n` and `gspo-n` differ from their parents by one line. The file reads as dapo.py: diff the two.
+grpo-n` and `gspo-n` differ from their parents by one line, and in the default learning rate. The file reads as
+dapo.py: diff the two.
 
   Paper B: "The Debate on RLVR Reasoning Capability Boundary" (arXiv 2510.04028), sections 2 and 4, appendices B.5, C
   GRPO:    "DeepSeekMath" (arXiv 2402.03300)        GSPO: "Group Sequence Policy Optimization" (arXiv 2507.18071)
@@ -136,10 +137,10 @@ def negative_only(adv):
 
 
 def kl_k3(logp, logp_ref):
-    """The k3 estimate of KL(pi || pi_ref) for each token drawn from pi: any shape -> same shape, never negative.
+    """The k3 estimate of KL(pi || pi_ref) for each token drawn from pi: any shape -> same shape, in nats.
 
-    Its gradient on samples of pi is that of the KL up to second order in log pi_ref / pi; that of the log-ratio alone
-    ("k1") is zero in expectation.
+    Its expected gradient on samples of pi is exactly that of KL(pi_ref || pi), which to first order in log pi_ref / pi
+    is that of KL(pi || pi_ref); that of the log-ratio alone ("k1") is zero in expectation.
     """
     log_ratio = logp_ref.detach() - logp
     return log_ratio.exp() - log_ratio - 1  # (7)

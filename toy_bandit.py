@@ -6,7 +6,7 @@ growth of a1 stalls, a1 becomes the relatively worse one of a pair, and a2 takes
 
   Paper B: "The Debate on RLVR Reasoning Capability Boundary" (arXiv 2510.04028), section 3 and appendix C
 
-The equations, tagged (1) to (6) in the code; the policy is pi = softmax(z / temperature):
+The equations, tagged (1) to (6) in the code; pi = softmax(z / temperature), in (1) to (4) at temperature 1:
   (1) one sampled action v of advantage A:  dz_v = eta A (1 - pi_v), dz_u = -eta A pi_u for u != v         Lemma 1
   (2) in expectation:                       E dz_v = eta pi_v (A_v - sum_u pi_u A_u)                       Theorem 1
   (3) log-probabilities:                    d log pi = (I - 1 pi^T) K dz + O(eta^2), K = J J^T the NTK     Proposition 1
@@ -109,7 +109,7 @@ def run_bandit(
     if not (np.min(init_probs) > 0 and abs(sum(init_probs) - 1) < 1e-6 and len(rewards) == len(init_probs)):
         raise ValueError(f"want probabilities above 0 with sum 1, not {init_probs}, and as many rewards, not {rewards}")
     if not (min(steps, group_size, n_runs) >= 1 and np.min([lr, temperature]) > 0 and np.isfinite(rewards).all()):
-        raise ValueError("want 10 steps, a run, a group size of 1 or more; lr and temperature above 0; finite rewards")
+        raise ValueError("want a step, a run, a group size of 1 or more; lr and temperature above 0; finite rewards")
     rng, arms, rewards = np.random.default_rng(seed), np.arange(len(rewards))[:, None], np.asarray(rewards, dtype=float)
     z = np.tile(temperature * np.log(init_probs)[:, None], n_runs)  # (actions, runs): fast along the long last axis
     first, second, probs = np.zeros_like(z), np.zeros_like(z), np.empty((steps + 1, *z.shape), dtype=np.float32)

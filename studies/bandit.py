@@ -19,7 +19,7 @@ setting keeps its verdict at 0.05 over the number of all decisions (Bonferroni).
 Power: 100 runs decide a share that is 0.1 from 1/2, and a difference of 0.14. After correction for all decisions (z =
 3.5) a difference would have to be above 0: "as often" cannot survive it.
 
-    python studies/bandit.py            # 15 minutes on two cores
+    python studies/bandit.py            # 20 minutes on two cores
     python studies/bandit.py --quick    # few runs and updates: to see that it works
 """
 

@@ -23,7 +23,7 @@ So the paper's text ("for every value of k"; true in table 1, but in tables 2 an
 Power: with 40 problems of which a tenth change sides, a difference has sd sqrt(0.1 / 40) = 0.05 from problems alone;
 smallest_decidable(0.05) = 0.08. Shrinkage by 0.05 cannot be decided; by 0.1 (first world: 0.07 to 0.17), it can.
 
-    python studies/boundary.py            # an hour on two cores, after training.py
+    python studies/boundary.py            # 70 minutes on two cores, after training.py
     python studies/boundary.py --quick    # 4 samples, models of two steps
 """
 

@@ -5,7 +5,7 @@ the end, measured on the last 200 training problems (the test set is left alone)
 responses. The rate with the best pass@1, mean over both seeds, is the algorithm's default. Two seeds of one base: this
 decides no claim.
 
-    python studies/grpo_n_lr.py            # 20 minutes on two cores; goes on where it was interrupted
+    python studies/grpo_n_lr.py            # 50 minutes on two cores; goes on where it was interrupted
     python studies/grpo_n_lr.py --quick    # two rates of GSPO-N, two steps, to see that it works
 """
 

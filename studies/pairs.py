@@ -38,7 +38,7 @@ Power, from the first world's sd of pairs: order 0.03 to 0.05 (smallest_decidabl
 beats RLVR 0.03 to 0.05: gains of 0.02, the paper's, five bases cannot decide, only gains of 0.05 as of half-learnt
 models. More gammas and gates would not help and are not run.
 
-    python studies/pairs.py            # 40 minutes on two cores, after training.py
+    python studies/pairs.py            # 50 minutes on two cores, after training.py
     python studies/pairs.py --quick    # models of two steps: to see that it works
 """
 

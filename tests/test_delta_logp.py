@@ -107,13 +107,17 @@ def test_auc_equals_all_pairs():
     assert auc(a, b, wa, wb) == pytest.approx(plain(np.repeat(a, wa), np.repeat(b, wb)))
 
 
-def test_bootstrap_draws_responses_not_tokens():
-    """100 tokens of a response that are all alike are worth one: the intervals must not shrink."""
+def test_bootstrap_draws_problems_not_tokens_or_responses():
+    """100 tokens of a response, or responses to a problem, that are all alike are worth one: no interval shrinks."""
     rng, source = np.random.default_rng(0), np.repeat(["base", "rlvr"], 50)
     tokens = {"source": source, "response": np.arange(100), "dlogp": rng.normal(size=100) + (source == "rlvr")}
+    tokens |= {"problem": np.tile(np.arange(50), 2)}
     alone = script.compare_sources(tokens, "dlogp", np.arange(-4, 5), 400, 0)
     many = script.compare_sources({k: np.repeat(x, 100) for k, x in tokens.items()}, "dlogp", np.arange(-4, 5), 400, 0)
     assert all(many[name] == pytest.approx(value) for name, value in alone.items())
+    repeated = {k: np.repeat(x, 100) for k, x in tokens.items()} | {"response": np.arange(10_000)}
+    found = script.compare_sources(repeated, "dlogp", np.arange(-4, 5), 400, 0)
+    assert all(found[name] == pytest.approx(value) for name, value in alone.items())
     assert np.diff(alone["auc_ci95"]) > 0.1
     assert alone["auc"] == auc(tokens["dlogp"][50:], tokens["dlogp"][:50], np.ones(50), np.ones(50))
     assert alone["auc"] == alone["auc_response"] and alone["auc_ci95"] == alone["auc_response_ci95"]
