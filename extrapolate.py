@@ -117,11 +117,11 @@ def natural_gradient(theta, gradient):
 
 
 def sampled_advantages(theta, rewards, group_size, generator=None):
-    """(4) from group_size sampled actions and their mean: F^+ times the sampled gradient; (P, V) both -> (P, V)."""
+    """(4) from group_size (2 or more) sampled actions, unbiased: F^+ times the sampled gradient; (P, V) -> (P, V)."""
     pi = torch.softmax(theta, dim=-1)
     actions = torch.multinomial(pi, group_size, replacement=True, generator=generator)  # (P, G)
     adv = rewards.gather(-1, actions)
-    adv = (adv - adv.mean(-1, keepdim=True)) / group_size
+    adv = (adv - adv.mean(-1, keepdim=True)) / (group_size - 1)  # not G: the mean holds the sample itself
     return torch.zeros_like(pi).scatter_add(-1, actions, adv) / pi
 
 
