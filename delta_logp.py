@@ -107,7 +107,7 @@ def kl_divergence(logp_p, logp_q):
     Infinite where p takes what q never does. Rounding may leave -1e-7 for equal distributions; that is cut to 0.
     """
     terms = logp_p.exp() * (logp_p - logp_q)  # (3)
-    return terms.masked_fill(logp_p == -torch.inf, 0.0).sum(-1).clamp(min=0.0)
+    return terms.masked_fill(logp_p.exp() == 0, 0.0).sum(-1).clamp(min=0.0)
 
 
 def gradient_coefficient(logp, adv, ratio=1.0):
@@ -198,6 +198,7 @@ def score_pair(base, rlvr, rows, temperature=1.0, n_vocab=None, chunk=512):
 
     rows: dicts with lists of ids, "ids" of the prompt and "response_ids". Names: logp_base and logp_rlvr, of the token,
     and METRICS, over all ids below n_vocab. Logits exist for `chunk` tokens at a time; no tensor exceeds (chunk, V).
+    For models whose logits are what the head returns (Qwen, Llama; not Gemma 2, Cohere, Granite).
     """
     tokens = [torch.tensor(row["ids"] + row["response_ids"]) for row in rows]
     scored = [torch.arange(1, len(x)) >= len(row["ids"]) for x, row in zip(tokens, rows, strict=True)]

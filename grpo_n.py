@@ -256,7 +256,8 @@ def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=Non
 
     tokens, mask (N, L), right-padded -> (logp, entropy), (N, L) each: entry [i, t] belongs to tokens[i, t], 0 where
     mask is 0. The head and the fp32 softmax over ids below n_vocab see `chunk` tokens at a time (default: 2^27 logits)
-    and are recomputed in the backward pass: no (tokens, vocabulary) tensor is kept.
+    and are recomputed in the backward pass: no (tokens, vocabulary) tensor is kept. For models whose logits are what
+    the head returns (Qwen, Llama), not for those that scale or cap it afterwards (Gemma 2, Cohere, Granite).
     """
     chunk = chunk or max(1, min(4096, 2**27 // model.config.vocab_size))
 

@@ -97,7 +97,7 @@ def kl_divergence(logp_p, logp_q):
     Infinite where p takes what q never does. Rounding may leave -1e-7 for equal distributions; that is cut to 0.
     """
     terms = logp_p.exp() * (logp_p - logp_q)  # (2)
-    return terms.masked_fill(logp_p == -torch.inf, 0.0).sum(-1).clamp(min=0.0)
+    return terms.masked_fill(logp_p.exp() == 0, 0.0).sum(-1).clamp(min=0.0)
 
 
 # log-probs (N, V) of base and RLVR at the same prefixes, and the ids (N,) that the base drew -> scores (N,)
@@ -164,7 +164,8 @@ def decode_two(base, rlvr, prompts, score, thresholds, max_new_tokens, eos_ids, 
 
     prompts: B lists of ids; thresholds: (K,), for the K copies of every prompt, so N = B * K rows in group order; inf
     never fires, -inf always. score(logp_base, logp_rlvr, tokens) -> (n,) sees log-probs (n, V) at temperature 1.
-    The second draw takes noise only where something fires: if nothing does, the tokens are those of dapo.py's rollout.
+    The second draw takes noise only where something fires: if nothing does, tokens are those of dapo.py's rollout, but
+    for models with padded ids, whose noise has other columns.
     Returns tensors (N, T), T the longest response: tokens; mask, 1 up to the end; replaced, of bool; scores before it.
     """
     decoders = [next_logits(model, prompts, len(thresholds), n_vocab) for model in (base, rlvr)]

@@ -132,7 +132,8 @@ def main():
         start, middle, floor = each(solved.get, "base", s, 0), each(solved.get, arm, s), each(lost, "base", s, -1)
         end = each(solved.get, arm, s, last)
         claims.append(claim("B 3, remark 3", f"early training shrinks: {arm}", values=start - middle))
-        claims.append(claim("B 3 (ours: lost)", f"some are lost early: {arm}", values=each(lost, arm, s) - floor))
+        share, early = "share lost, minus the floor, at {:g} / {:g}".format(*SETTINGS[s]), each(lost, arm, s) - floor
+        claims.append(claim("B 3 (ours: lost)", f"some are lost early: {arm}", measure=share, values=early))
         claims.append(claim("B 3, remark 4", f"more training expands again: {arm}", values=end - middle))
     for arm in arms[1:]:
         measure, (values, of) = "pass@1 at 0.6 / 0.95", (each(x.get, arm, 1, last) for x in (first, answers))

@@ -72,6 +72,7 @@ def test_ids_without_probability():
     assert kl_divergence(p, q).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     assert entropy(p).item() == pytest.approx(math.log(2))
     assert kl_divergence(torch.tensor([0.5, 0.25, 0.25]).log(), q) == math.inf  # takes what q never does
+    assert kl_divergence(torch.tensor([0.0, -200.0]), torch.tensor([0.0, -torch.inf])) == 0  # exp(-200) is 0 in fp32
     assert script.delta_logp(p, q, torch.tensor(1)).item() == pytest.approx(math.log(1.5))
 
 
