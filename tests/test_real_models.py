@@ -52,7 +52,8 @@ def byte_level_tokenizer():
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([(ROOT / "docs" / "dapo.md").read_text(), r"\boxed{12} \boxed{34}"], trainer)
+    text = (ROOT / "LICENSE").read_text()  # a text that is never edited: the tokens that are drawn depend on it
+    tokenizer.train_from_iterator([text, r"\boxed{12} \boxed{34}"], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = TEMPLATE
     return fast
