@@ -17,7 +17,7 @@ pytest.importorskip("hypothesis", reason="needs: pip install -r requirements-ext
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-MANY = settings(max_examples=5_000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=2_000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 PIECES = (
     r"\boxed{ { } \{ \} \ \frac \dfrac12 \text{ \left( \right) \circ \! \% $ % - + . , ^2 cm 1 068 1/2 /0 9e9".split()
 )
