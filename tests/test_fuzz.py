@@ -1,4 +1,4 @@
-"""5,000 inputs each, made by hypothesis: the verifier and the JSONL readers neither raise nor hang nor take 100 ms.
+"""2,000 inputs each, made by hypothesis: the verifier and the JSONL readers neither raise nor hang nor take 100 ms.
 
 Milliseconds are those of the thread's own clock, so that a busy machine fails nothing.
 """
