@@ -332,7 +332,7 @@ def flatten(rows):
     for row in rows:
         row["problem"] = problems.setdefault((row.get("system"), row["prompt"]), len(problems))  # counts from 0
         groups.setdefault((row["source"], row["problem"]), []).append(row)
-    for (source, *_), group in groups.items():
+    for (source, _), group in groups.items():
         rewards = torch.tensor([[float(row["right"] and source == "rlvr") for row in group]])
         for row, adv in zip(group, group_advantages(rewards)[0].tolist(), strict=True):
             row["adv"] = adv
@@ -350,18 +350,20 @@ def compare_sources(tokens, metric, edges, resamples, seed):
     """
     of = [tokens["source"] == source for source in ("rlvr", "base")]
     values = [tokens[metric][k] for k in of]
-    _, first, owners = zip(*(np.unique(tokens["response"][k], True, True) for k in of), strict=True)  # 0 .. R - 1
+    owners = [np.unique(tokens["response"][k], return_inverse=True)[1] for k in of]  # 0 .. R - 1, of each token
+    first = [np.unique(owner, return_index=True)[1] for owner in owners]  # token of each response
     problems = [tokens["problem"][k][i] for k, i in zip(of, first, strict=True)]  # of each response
     means = [np.bincount(owner, x) / np.bincount(owner) for x, owner in zip(values, owners, strict=True)]
 
     def statistics(times):  # how often each problem was drawn: (P,)
-        responses = [times[problem] for problem in problems]
-        weights = [n[owner] for n, owner in zip(responses, owners, strict=True)]
-        return histogram_overlap(*values, *weights, edges), auc(*values, *weights), auc(*means, *responses)
+        of_responses = [times[problem] for problem in problems]
+        of_tokens = [n[owner] for n, owner in zip(of_responses, owners, strict=True)]
+        return histogram_overlap(*values, *of_tokens, edges), auc(*values, *of_tokens), auc(*means, *of_responses)
 
     rng, row, once = np.random.default_rng(seed), {}, np.ones(tokens["problem"].max() + 1)
-    times = rng.multinomial(len(once), once / len(once), size=resamples).astype(float)
-    draws = [statistics(n) for n in times if all(n[problem].any() for problem in problems)] or [statistics(once)]
+    resampled = rng.multinomial(len(once), once / len(once), size=resamples).astype(float)
+    both = [times for times in resampled if all(times[problem].any() for problem in problems)]  # has either source
+    draws = [statistics(times) for times in both or [once]]
     ends = np.quantile(draws, [0.025, 0.975], axis=0).T.tolist()
     for name, value, ci95 in zip(("overlap", "auc", "auc_response"), statistics(once), ends, strict=True):
         row |= {name: value, f"{name}_ci95": ci95}
@@ -370,12 +372,12 @@ def compare_sources(tokens, metric, edges, resamples, seed):
 
 def summarise(tokens, edges, args):
     """The tables of summary.json, {table: {row: {column: number}}}, of tokens, {name: array (M,)}; edges: by metric."""
-    d, response, problem, mass = tokens["dlogp"].astype(float), *map(tokens.get, ("response", "problem", "coefficient"))
+    d, problem, mass = tokens["dlogp"].astype(float), tokens["problem"], tokens["coefficient"]
     p_base, p_rlvr, size = np.exp(tokens["logp_base"]), np.exp(tokens["logp_rlvr"]), np.abs(d)
     of, tables = {source: tokens["source"] == source for source in SOURCES}, {"dlogp": {}}
     for source, k in of.items():
         x = d[k]
-        row = {"tokens": len(x), "responses": len(set(response[k])), "mean": x.mean()}
+        row = {"tokens": len(x), "responses": len(set(tokens["response"][k])), "mean": x.mean()}
         row |= {"skewness": ((x - x.mean()) ** 3).mean() / (x.std() ** 3 or 1), "within 0.1": (abs(x) < 0.1).mean()}
         tables["dlogp"][source] = row | {"above 1": (x > 1).mean(), "below -1": (x < -1).mean()}
     tables["histograms"] = {m: compare_sources(tokens, m, edges[m], args.bootstrap, args.seed) for m in METRICS}

@@ -5,7 +5,8 @@ end of four algorithms, at temperature 1 and at the paper's 0.6 with top-p 0.95;
 checkpoints at temperature 1. The plateau is chosen from training curves alone: the numbered checkpoint, not the last,
 with the most leaps of two (plateau_of in training.py).
 
-The rule, written before the runs; unit, interval, verdict and Holm as in common.py. A problem is solvable if at least 1
+The rule, written before the runs (added after them: printed, the early loss at 0.6 / 0.95 against the base's second
+sample); unit, interval, verdict and Holm as in common.py. A problem is solvable if at least 1
 of 256 is right. Lost: solvable by the base, not by the model; won: the other way round; shares of the problems. Whether
 it is 0 or 1 of 256 is chance in part, so the base is sampled twice: what it loses against itself is the floor. A table
 prints how often the base was right on what was lost. 0.05 matters: 2 problems of 40. Above 0 if not said otherwise:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import json
 import math
 import re
@@ -46,6 +47,17 @@ def test_31_never_firing_is_the_base_token_for_token(pair, temperature, top_p):
     for name in ("tokens", "mask"):
         assert torch.equal(out[name], alone[name]), name
     assert not out["replaced"].any()
+
+
+def test_decode_two_runs_pasted_into_an_empty_file(pair):
+    pasted = {"torch": torch}
+    for function in (replace.sample_tokens, replace.next_logits, decode_two):
+        exec(inspect.getsource(function), pasted)
+    ours, theirs = (
+        function(*pair, PROMPTS, SCORES["kl"], [0.0, 0.1], 9, [1, 2], top_p=0.9, generator=torch.Generator())
+        for function in (decode_two, pasted["decode_two"])
+    )
+    assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True)) and theirs[1].sum() > 8
 
 
 def test_31_always_firing_has_the_distribution_of_rlvr_at_that_temperature():
