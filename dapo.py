@@ -28,7 +28,6 @@ update, so that the first ratio is exactly 1.
 
 import argparse
 import json
-import math
 import re
 import sys
 from collections import Counter
@@ -179,7 +178,7 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
     if top_p < 1:  # the smallest set of likeliest tokens whose probability reaches top_p
         ordered, order = logp.exp().sort(dim=-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p
-        scores = logp.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -math.inf)
+        scores = logp.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
     if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise is an exact draw
         scores = scores - torch.empty_like(logp).exponential_(generator=generator).log()
     tokens = scores.argmax(-1)
@@ -209,7 +208,7 @@ def rollout(model, prompts, group_size, max_new_tokens, eos_ids, n_vocab=None, *
     mask, logp, entropy = torch.zeros(3, len(live), max_new_tokens, device=device)
     for t in range(max_new_tokens):  # live: the rows still in the batch
         if n_vocab is not None:
-            logits[:, n_vocab:] = -math.inf
+            logits[:, n_vocab:] = -torch.inf
         new, logp[live, t], entropy[live, t] = sample_tokens(logits, **sampling)
         tokens[live, t], mask[live, t] = new, 1.0
         stopped = torch.isin(new, stops)

@@ -125,7 +125,7 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
     if top_p < 1:  # the smallest set of likeliest tokens whose probability reaches top_p
         ordered, order = logp.exp().sort(dim=-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= top_p
-        scores = logp.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -math.inf)
+        scores = logp.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
     if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise is an exact draw
         scores = scores - torch.empty_like(logp).exponential_(generator=generator).log()
     tokens = scores.argmax(-1)

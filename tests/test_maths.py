@@ -222,7 +222,7 @@ def test_each_function_works_pasted_alone(name):
 
 
 def test_rollout_and_sample_tokens_run_pasted_into_an_empty_file():
-    pasted, model = paste(["sample_tokens", "rollout"], torch=torch, math=math), random_qwen()
+    pasted, model = paste(["sample_tokens", "rollout"], torch=torch), random_qwen()
     ours, theirs = (
         function(model, [[5, 6, 7], [8]], 4, 9, [1, 2], temperature=0.7, top_p=0.9, generator=torch.Generator())
         for function in (dapo.rollout, pasted["rollout"])
