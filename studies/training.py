@@ -131,7 +131,7 @@ def jobs_of(script, args, wanted=None):
         jobs[record] = commands, functools.partial(summary, folder, at_top_p)
         records[arm, base, seed], folders[arm, base, seed] = record, folder
     for base in args.bases if wanted is None else ():
-        folder, record = args.runs / script / f"base-{base}", args.where / script / f"base-{base}.json"
+        folder, record = args.runs / f"base-{base}", args.where / script / f"base-{base}.json"
         command = (at_end(base_folder(base, args.quick) / "base", base, args), folder, "passk.json")
         jobs[record] = [command], functools.partial(lambda path: {"end": counts(path)}, folder)
         records["base", base, 0] = record
