@@ -151,7 +151,7 @@ def dapo_loss(logp, logp_old, adv, mask, eps_low=0.2, eps_high=0.28, dual_clip=1
     """
     n_tokens = mask.sum().clamp(min=1) if n_tokens is None else n_tokens
     log_ratio = (logp - logp_old.detach()).masked_fill(mask == 0, 0.0)
-    ratio = log_ratio.exp()  # (6)
+    ratio = log_ratio.clamp(max=20).exp()  # (6); from 89 on it would be inf, and the gradient behind a clip 0 * inf
     objective = torch.min(ratio * adv, ratio.clamp(1 - eps_low, 1 + eps_high) * adv)  # (7)
     objective = torch.where(adv < 0, torch.max(objective, dual_clip * adv), objective)  # (8)
     loss = -objective.masked_fill(mask == 0, 0.0).sum() / n_tokens
@@ -207,9 +207,7 @@ def rollout(model, prompts, group_size, max_new_tokens, eos_ids, n_vocab=None, *
     tokens, finished = torch.zeros(len(live), max_new_tokens, dtype=torch.long, device=device), live < 0
     mask, logp, entropy = torch.zeros(3, len(live), max_new_tokens, device=device)
     for t in range(max_new_tokens):  # live: the rows still in the batch
-        if n_vocab is not None:
-            logits[:, n_vocab:] = -torch.inf
-        new, logp[live, t], entropy[live, t] = sample_tokens(logits, **sampling)
+        new, logp[live, t], entropy[live, t] = sample_tokens(logits[:, :n_vocab], **sampling)
         tokens[live, t], mask[live, t] = new, 1.0
         stopped = torch.isin(new, stops)
         finished[live[stopped]] = True

@@ -158,11 +158,11 @@ def grpo_loss(
     """
     n_tokens = mask.sum(1, keepdim=True).clamp(min=1)
     weight = mask / n_tokens / (len(logp) if n_sequences is None else n_sequences)  # 1/G 1/|y_i|
-    logp, logp_old = (x.masked_fill(mask == 0, 0.0) for x in (logp, logp_old.detach()))
+    logp, logp_old, adv = (x.masked_fill(mask == 0, 0.0) for x in (logp, logp_old.detach(), adv))
     log_ratio = logp - logp_old
     if gspo:
         log_ratio = log_ratio.sum(1, keepdim=True) / n_tokens  # (6)
-    ratio = log_ratio.exp()  # (4)
+    ratio = log_ratio.clamp(max=20).exp()  # (4); from 89 on it would be inf, and the gradient behind a clip 0 * inf
     objective = torch.min(ratio * adv, ratio.clamp(1 - eps_low, 1 + eps_high) * adv)  # (5)
     stats = {
         "clip_low": (adv < 0) & (ratio < 1 - eps_low),
@@ -231,9 +231,7 @@ def rollout(model, prompts, group_size, max_new_tokens, eos_ids, n_vocab=None, *
     tokens, finished = torch.zeros(len(live), max_new_tokens, dtype=torch.long, device=device), live < 0
     mask, logp, entropy = torch.zeros(3, len(live), max_new_tokens, device=device)
     for t in range(max_new_tokens):  # live: the rows still in the batch
-        if n_vocab is not None:
-            logits[:, n_vocab:] = -torch.inf
-        new, logp[live, t], entropy[live, t] = sample_tokens(logits, **sampling)
+        new, logp[live, t], entropy[live, t] = sample_tokens(logits[:, :n_vocab], **sampling)
         tokens[live, t], mask[live, t] = new, 1.0
         stopped = torch.isin(new, stops)
         finished[live[stopped]] = True

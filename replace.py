@@ -164,7 +164,7 @@ def decode_two(base, rlvr, prompts, score, thresholds, max_new_tokens, eos_ids, 
 
     prompts: B lists of ids; thresholds: (K,), for the K copies of every prompt, so N = B * K rows in group order; inf
     never fires, -inf always. score(logp_base, logp_rlvr, tokens) -> (n,) sees log-probs (n, V) at temperature 1.
-    Where nothing fires the second draw takes no noise: without padded ids, tokens are then those of dapo.py's rollout.
+    Where nothing fires the second draw takes no noise: tokens are then those of dapo.py's rollout.
     Returns tensors (N, T), T the longest response: tokens; mask, 1 up to the end; replaced, of bool; scores before it.
     """
     decoders = [next_logits(model, prompts, len(thresholds), n_vocab) for model in (base, rlvr)]

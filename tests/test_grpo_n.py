@@ -57,6 +57,14 @@ def test_10_11_clip_truth_table(loss_of, adv, ratio, value, gradient):
     assert stats["clip_low"] + stats["clip_high"] == (gradient == 0.0)
 
 
+@pytest.mark.parametrize("loss_of", [grpo_loss, gspo_loss], ids=["grpo", "gspo"])
+def test_10_an_overflowing_ratio_is_clipped_without_nan(loss_of):
+    logp = torch.full((1, 2), 100.0, requires_grad=True)  # exp(100) is inf in fp32
+    loss, stats = loss_of(logp, torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2))
+    loss.backward()
+    assert -loss.item() == pytest.approx(1.2) and torch.equal(logp.grad, torch.zeros(1, 2)) and stats["clip_high"] == 1
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 @pytest.mark.parametrize("loss_of", [grpo_loss, gspo_loss])
 def test_12_30_micro_batches_add_up_to_the_step(loss_of, size):
@@ -93,7 +101,7 @@ def test_15_gspo_is_the_plain_sequence_formula_and_ignores_padding():
     (ours,) = torch.autograd.grad(gspo_loss(logp, logp_old, adv, mask, 0.1, 0.15)[0], logp)
     assert torch.allclose(ours, plain, atol=1e-7)
     wide = [
-        torch.nn.functional.pad(x, (0, 9), value=v) for x, v in ((logp, 3.0), (logp_old, -7.0), (adv, 5.0), (mask, 0))
+        torch.nn.functional.pad(x, (0, 9), value=v) for x, v in ((logp, 3.0), (logp_old, -7.0), (adv, math.nan), (mask, 0))
     ]
     (padded,) = torch.autograd.grad(gspo_loss(*wide, 0.1, 0.15)[0], logp)
     assert torch.equal(padded, ours)

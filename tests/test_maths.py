@@ -116,6 +116,14 @@ def test_10_11_clip_truth_table(adv, ratio, value, gradient):
     assert stats["clip_dual"] == (adv < 0 and ratio > 10)
 
 
+def test_10_11_an_overflowing_ratio_is_clipped_without_nan():
+    logp = torch.tensor([[100.0, 100.0]], requires_grad=True)  # exp(100) is inf in fp32
+    loss, stats = dapo_loss(logp, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), torch.ones(1, 2))
+    loss.backward()
+    assert -loss.item() == pytest.approx((1.28 - 10) / 2) and torch.equal(logp.grad, torch.zeros(1, 2))
+    assert stats["clip_high"] == stats["clip_dual"] == 0.5
+
+
 def test_11_clip_shares_count_the_tokens_without_gradient():
     logp, logp_old, adv, mask = batch(40, 7)
     loss, stats = dapo_loss(logp, logp_old, adv, mask, 0.1, 0.15, 1.5)

@@ -39,11 +39,11 @@ def rows_of(out):
     return [row[: int(n)].tolist() for row, n in zip(out["tokens"], out["mask"].sum(1), strict=True)]
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
-def test_31_never_firing_is_the_base_token_for_token(pair, temperature, top_p):
-    out = decode(pair, [INF] * 4, temperature=temperature, top_p=top_p)
-    generator = torch.Generator().manual_seed(0)
-    alone = rollout(pair[0], PROMPTS, 4, 12, [1, 2], temperature=temperature, top_p=top_p, generator=generator)
+@pytest.mark.parametrize(("n_vocab", "temperature", "top_p"), [(None, 1.0, 1.0), (None, 0.7, 0.8), (30, 1.0, 1.0)])
+def test_31_never_firing_is_the_base_token_for_token(pair, n_vocab, temperature, top_p):
+    sampling = {"n_vocab": n_vocab, "temperature": temperature, "top_p": top_p}
+    out, generator = decode(pair, [INF] * 4, **sampling), torch.Generator().manual_seed(0)
+    alone = rollout(pair[0], PROMPTS, 4, 12, [1, 2], **sampling, generator=generator)
     for name in ("tokens", "mask"):
         assert torch.equal(out[name], alone[name]), name
     assert not out["replaced"].any()
