@@ -26,7 +26,7 @@ def made(name):
 def main():
     path, pattern = ROOT / "docs" / "claims.md", r"(<!-- claims: (\w+) -->).*?<!-- end -->"
     old, check = path.read_text(), "--check" in sys.argv
-    new = re.sub(pattern, lambda m: f"{m[1]}\n\n{made(m[2])}\n\n<!-- end -->", old, flags=re.DOTALL)
+    new = re.sub(pattern, lambda m: f"{m[1]}\n{made(m[2])}\n<!-- end -->", old, flags=re.DOTALL)
     if not check:
         path.write_text(new)
     print("nothing to rewrite" if new == old else "out of date" if check else "rewritten")

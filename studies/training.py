@@ -39,7 +39,7 @@ Power, from pilots (dapo.py, none, seed 1, which is not run again): steps to 0.3
 second training seed, are beyond the budget: not run. Four arms were to have that seed; it was cut for time when 43 of
 80 runs were recorded (23 and 20) and before any verdict. So the spread over bases is that of base and seed together.
 
-    python studies/training.py            # 4 hours on two cores; goes on where it was interrupted
+    python studies/training.py            # 6 hours on two cores; goes on where it was interrupted
     python studies/training.py --quick    # five arms of two steps: to see that it works
 """
 
