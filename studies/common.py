@@ -8,8 +8,9 @@ claim is decided, written before the runs:
               covers them, too
   verdict     of "the effect exceeds `above`". holds: the interval lies above it. Else, does not hold: the interval
               excludes an effect of above + matters, the smallest that matters. Else undecided
-  correction  Holm within a study: one p a claim, twice the smaller p of its two one-sided tests, against `above` and
-              above + matters. It stands beside the verdict and does not change it
+  correction  Holm within a study: one p a claim, twice that of the one-sided test behind the verdict, of undecided ones
+              the smaller of both, against `above` and above + matters. It stands beside the verdict and does not change
+              it. (Amended with all records of dapo.py there: it was the smaller for all. One row changed)
   power       smallest_decidable(sd): the effect that five bases show with probability 0.8, (t.975 + t.8) sd / sqrt(5);
               tables give it for the sd that was found
   no spread   bases that all give the same number (a ceiling) have no interval: undecided
@@ -133,13 +134,16 @@ def smallest_decidable(sd, n=5, power=0.8):
 
 
 def p_value(x, above, matters):
-    """Twice the smaller p of two one-sided t tests: that the mean exceeds `above`, that it is below above + matters."""
+    """Twice the p of the one-sided t test behind the verdict: that the mean exceeds `above` (holds), or that it is below
+    above + matters (does not hold); the smaller of both where it is undecided.
+    """
     x = np.asarray(x, dtype=float)
     if len(x) < 2 or np.ptp(x) < 1e-9:
         return 1.0
     error = x.std(ddof=1) / len(x) ** 0.5
-    larger = max((x.mean() - above) / error, (above + matters - x.mean()) / error)
-    return min(1.0, 2 * t_tail(larger, len(x) - 1))
+    exceeds, falls_short = (x.mean() - above) / error, (above + matters - x.mean()) / error
+    holds = exceeds > t_quantile(0.975, len(x) - 1)
+    return min(1.0, 2 * t_tail(exceeds if holds else max(exceeds, falls_short), len(x) - 1))
 
 
 def holm(p_values):

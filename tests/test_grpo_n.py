@@ -100,9 +100,8 @@ def test_15_gspo_is_the_plain_sequence_formula_and_ignores_padding():
     (plain,) = torch.autograd.grad(-torch.stack(terms).mean(), logp)
     (ours,) = torch.autograd.grad(gspo_loss(logp, logp_old, adv, mask, 0.1, 0.15)[0], logp)
     assert torch.allclose(ours, plain, atol=1e-7)
-    wide = [
-        torch.nn.functional.pad(x, (0, 9), value=v) for x, v in ((logp, 3.0), (logp_old, -7.0), (adv, math.nan), (mask, 0))
-    ]
+    padding = (logp, 3.0), (logp_old, -7.0), (adv, math.nan), (mask, 0)
+    wide = [torch.nn.functional.pad(x, (0, 9), value=value) for x, value in padding]
     (padded,) = torch.autograd.grad(gspo_loss(*wide, 0.1, 0.15)[0], logp)
     assert torch.equal(padded, ours)
 

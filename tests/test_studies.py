@@ -39,6 +39,8 @@ def test_interval_is_students_t_over_bases():
     assert mean == pytest.approx(0.3) and half == pytest.approx(2.776 * np.std(x, ddof=1) / math.sqrt(5), rel=1e-3)
     assert common.interval([1.0]) == (1.0, math.inf) and common.interval([0.3] * 5)[1] == math.inf  # no spread
     assert common.p_value([0.3] * 5, 0.0, 0.0) == 1.0
+    tiny_effect = [0.01, 0.02, 0.01, 0.02, 0.015]  # above 0, far below what matters: the p is of the verdict, "holds"
+    assert common.p_value(tiny_effect, 0.0, 1.0) == pytest.approx(common.p_value(tiny_effect, 0.0, 0.0))
 
 
 def test_interval_over_bases_covers_seeds_and_problems_inside_them():
