@@ -134,7 +134,7 @@ def smallest_decidable(sd, n=5, power=0.8):
 
 
 def p_value(x, above, matters):
-    """Twice the p of the one-sided t test behind the verdict: that the mean exceeds `above` (holds), or that it is below
+    """Twice the p of the one-sided t test behind the verdict: that the mean exceeds `above` (holds) or lies below
     above + matters (does not hold); the smaller of both where it is undecided.
     """
     x = np.asarray(x, dtype=float)
