@@ -37,7 +37,8 @@ Power, from pilots (dapo.py, none, seed 1, which is not run again): steps to 0.3
 0.02 cannot, effects of the first world (0.04 to 0.07) can. Pilots of grpo_n.py's rate and mini-batch: base 1, seed 101
 (at two updates a rollout GRPO-N leaves the plateau only after step 100, at four it has 0.73 there). More bases, and a
 second training seed, are beyond the budget: not run. Four arms were to have that seed; it was cut for time when 43 of
-80 runs were recorded (23 and 20) and before any verdict. So the spread over bases is that of base and seed together.
+80 runs were recorded (23 and 20), some of them looked at, and no verdict was there. So the spread over bases is that
+of base and seed together.
 
     python studies/training.py            # 6 hours on two cores; goes on where it was interrupted
     python studies/training.py --quick    # five arms of two steps: to see that it works
