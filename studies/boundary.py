@@ -86,7 +86,6 @@ def draw(path, counts, solved, bases, arms, plateaus, last):
 
 def main():
     args = arguments(__doc__)
-    make_bases(args)
     arms = QUICK["grpo_n"] if args.quick else FOUR
     jobs, paths, folders = jobs_of("grpo_n", args, wanted=arms)
     run_all(jobs)
@@ -108,6 +107,7 @@ def main():
         read = functools.partial(summary, folder, samples)
         jobs[record] = [(f"grpo_n.py {flags} --test {data}/test.jsonl", folder, "passk.json")], read
         paths[arm, base, step, s] = record
+    make_bases(args, jobs)
     run_all(jobs)
     found = {key: read_json(path) for key, path in paths.items()}
     counts = {key: record["right"] for key, record in found.items()}

@@ -53,10 +53,11 @@ def base_folder(base, quick=False):
     return ROOT / "tiny" if base == 1 or quick else ROOT / "runs" / "bases" / str(base)
 
 
-def make_bases(args):
-    """Pre-train the bases that are not there: 10 minutes of one core each."""
-    folders = {} if args.quick else {base: base_folder(base) for base in args.bases if base != 1}
-    done = "base/tokenizer_config.json"
+def make_bases(args, records):
+    """Pre-train the bases that are not there, if one of the records is missing: 10 minutes of one core each."""
+    if args.quick or all(record.exists() for record in records):
+        return
+    folders, done = {base: base_folder(base) for base in args.bases if base != 1}, "base/tokenizer_config.json"
     jobs = {f / done: ([(f"tiny/make_tiny.py --seed {base}", f, done)], None) for base, f in folders.items()}
     if any(not path.exists() for path in jobs):
         run_all(jobs)

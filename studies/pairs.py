@@ -245,7 +245,6 @@ def draw(path, found):
 
 def main():
     args = arguments(__doc__)
-    make_bases(args)
     jobs, paths, _ = jobs_of("dapo", args, wanted=("none",))
     run_all(jobs)
     trained = {base: read_json(path) for (_, base, _), path in paths.items()}
@@ -254,6 +253,7 @@ def main():
         for model, step in (("end", len(record["accuracy"])), ("half", half_of(record, every))):
             paths[base, model], job = jobs_for(model, base, step, args)
             jobs[paths[base, model]] = job
+    make_bases(args, jobs)
     run_all(jobs)
     found = {key: read_json(path) for key, path in paths.items()}
     replacement, extrapolation = decoding_claims(found)

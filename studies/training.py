@@ -119,22 +119,28 @@ def jobs_of(script, args, wanted=None):
     size += " --max-gen-batches 2" * (args.quick and script == "dapo")
     arms = wanted or (QUICK if args.quick else ARMS)[script]
     for seed, base, arm in itertools.product(SEEDS, args.bases, arms):
-        name, data = f"{arm}-{base}-{seed}".replace(", ", "-").replace(" ", "-"), base_folder(base, args.quick)
-        folder, record = args.runs / script / name, args.where / script / f"{name}.json"
-        train = f"{script}.py {GRPO * (script == 'grpo_n')} {ARMS[script][arm]} {size} --eval-samples 2 --seed {seed}"
-        train += f" --model {data}/base --train {data}/train.jsonl --test {data}/test.jsonl"
-        commands = [(train, folder, "model/tokenizer_config.json")]
-        at_top_p = script == "dapo"
-        for suffix, top_p in (("-end", 1.0), ("-end-0.7", 0.7))[: 1 + at_top_p]:
-            test = at_end(folder / "model", base, args, top_p)
-            commands.append((test, folder.with_name(name + suffix), "passk.json"))
-        jobs[record] = commands, functools.partial(summary, folder, at_top_p)
-        records[arm, base, seed], folders[arm, base, seed] = record, folder
+        name = f"{arm}-{base}-{seed}".replace(", ", "-").replace(" ", "-")
+        folders[arm, base, seed] = args.runs / script / name
+        records[arm, base, seed] = args.where / script / f"{name}.json"
     for base in args.bases if wanted is None else ():
-        folder, record = args.runs / f"base-{base}", args.where / script / f"base-{base}.json"
-        command = (at_end(base_folder(base, args.quick) / "base", base, args), folder, "passk.json")
-        jobs[record] = [command], functools.partial(lambda path: {"end": counts(path)}, folder)
-        records["base", base, 0] = record
+        folders["base", base, 0] = args.runs / f"base-{base}"
+        records["base", base, 0] = args.where / script / f"base-{base}.json"
+    make_bases(args, records.values())
+    for (arm, base, seed), record in records.items():
+        data, folder, at_top_p = base_folder(base, args.quick), folders[arm, base, seed], script == "dapo"
+        if record.exists():
+            jobs[record] = None  # nothing to do, and perhaps no base to do it with
+        elif arm == "base":
+            command = (at_end(data / "base", base, args), folder, "passk.json")
+            jobs[record] = [command], functools.partial(lambda path: {"end": counts(path)}, folder)
+        else:
+            train = f"{script}.py {GRPO * (script == 'grpo_n')} {ARMS[script][arm]} {size} --eval-samples 2"
+            train += f" --seed {seed} --model {data}/base --train {data}/train.jsonl --test {data}/test.jsonl"
+            commands = [(train, folder, "model/tokenizer_config.json")]
+            for suffix, top_p in (("-end", 1.0), ("-end-0.7", 0.7))[: 1 + at_top_p]:
+                test = at_end(folder / "model", base, args, top_p)
+                commands.append((test, folder.with_name(folder.name + suffix), "passk.json"))
+            jobs[record] = commands, functools.partial(summary, folder, at_top_p)
     return jobs, records, folders
 
 
@@ -265,7 +271,6 @@ def rows_of(record, arm):
 
 def main():
     args = arguments(__doc__)
-    make_bases(args)
     for script in ARMS:
         jobs, paths, _ = jobs_of(script, args)
         run_all(jobs)
