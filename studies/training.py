@@ -1,6 +1,6 @@
 """Training, decided over bases: reweighting and filtering (paper A), learning from mistakes alone (paper B).
 
-`dapo` trains `dapo.py` with four weightings (alpha 0.2) and four nuclei of the rollouts; `grpo_n` trains `grpo_n.py`
+`dapo` trains `dapo.py` with four weightings (alpha 0.2) and three nuclei of the rollouts; `grpo_n` trains `grpo_n.py`
 with four algorithms at one rate, paper B's clip 0.2, entropy bonus 1e-4 and four updates a rollout, and with one thing
 changed: no bonus, GSPO's own narrow clip, eight updates. 100 steps each, all on the same five bases.
 
@@ -25,8 +25,8 @@ The rule, written before the runs; unit, interval, verdict and Holm as in common
                            as the run allows. All relative to the start
   longer problems          gain over the base on long.jsonl (16 operations; training has 4 to 12), above 0.05; and as a
                            share of the gain on test problems, above 0.5
-Nearly guaranteed by construction, and no claim: accuracy ends above the base's; a nucleus of 0.95 never holds what the
-base does with less than 0.05, and its best leap starts at 0.005 to 0.08; leaps of one grow more in the 80 steps after
+Nearly guaranteed by construction, and no claim: accuracy ends above the base's; a nucleus of 0.95 has no token that
+likelier ones of 0.95 precede, and the best leap starts at 0.003 to 0.08; leaps of one grow more in the 80 steps after
 that peak than in the 20 before.
 Amended when the five runs of none, seed 2, were there and no other: the middle of the five steps (it was the last),
 top-p 0.7 for all arms of dapo.py, the equal n of leaps of one, and no difference in steps where neither arm arrives.
