@@ -151,7 +151,7 @@ def dapo_loss(logp, logp_old, adv, mask, eps_low=0.2, eps_high=0.28, dual_clip=1
     """
     n_tokens = mask.sum().clamp(min=1) if n_tokens is None else n_tokens
     log_ratio = (logp - logp_old.detach()).masked_fill(mask == 0, 0.0)
-    ratio = log_ratio.clamp(max=20).exp()  # (6); from 89 on it would be inf, and the gradient behind a clip 0 * inf
+    ratio = log_ratio.clamp(max=20).exp()  # (6); beyond 88 exp is inf, and a clipped token's gradient 0 * inf
     objective = torch.min(ratio * adv, ratio.clamp(1 - eps_low, 1 + eps_high) * adv)  # (7)
     objective = torch.where(adv < 0, torch.max(objective, dual_clip * adv), objective)  # (8)
     loss = -objective.masked_fill(mask == 0, 0.0).sum() / n_tokens

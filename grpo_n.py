@@ -162,7 +162,7 @@ def grpo_loss(
     log_ratio = logp - logp_old
     if gspo:
         log_ratio = log_ratio.sum(1, keepdim=True) / n_tokens  # (6)
-    ratio = log_ratio.clamp(max=20).exp()  # (4); from 89 on it would be inf, and the gradient behind a clip 0 * inf
+    ratio = log_ratio.clamp(max=20).exp()  # (4); beyond 88 exp is inf, and a clipped token's gradient 0 * inf
     objective = torch.min(ratio * adv, ratio.clamp(1 - eps_low, 1 + eps_high) * adv)  # (5)
     stats = {
         "clip_low": (adv < 0) & (ratio < 1 - eps_low),

@@ -27,7 +27,7 @@ def draw(path, runs):
     """runs: {label: [the rows of metrics.jsonl, for each of its runs]}. A line is the mean over runs, smoothed over a
     tenth of the steps where it is of training; bars are 95% intervals over problems, shades the range over runs.
     """
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
     axes = figure.subplots(2, 3)
     for axis, (title, pattern) in zip(axes.flat, PANELS.items(), strict=True):
         for i, (label, group) in enumerate(runs.items()):
@@ -43,10 +43,13 @@ def draw(path, runs):
                 y = np.array([np.convolve(run, window, "same") for run in y])
                 y = y / np.convolve(np.ones(len(x)), window, "same")
             axis.errorbar(x, y.mean(0), half, fmt="o-" if test else "-", ms=3, capsize=2, color=f"C{i}", label=label)
-            axis.fill_between(x, y.min(0), y.max(0), color=f"C{i}", alpha=0.08, lw=0)
+            axis.fill_between(x, y.min(0), y.max(0), color=f"C{i}", alpha=0.1, lw=0)
         axis.set(title=title, xlabel="training step", ylim=(0, None))
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
+    if len(runs) > 5:  # in the panel it would hide the curves
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+    else:
+        axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=100)
 
 

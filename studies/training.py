@@ -111,7 +111,7 @@ def summary(folder, at_top_p):
 def jobs_of(script, args, wanted=None):
     """(jobs for run_all, {(arm, base, seed): record}, {(arm, base, seed): folder of the run}) of a script.
 
-    wanted: these arms alone; None: all. The record of a base itself is that of ("base", base, 0).
+    wanted: these arms alone; None: all. A base itself is ("base", base, 0). Makes the bases if a record is missing.
     """
     jobs, records, folders = {}, {}, {}
     size = "--steps 2 --prompts-per-step 2 --mini-batch 2 --gen-batch 4 --eval-every 1 --save-every 1 --eval-problems 4"

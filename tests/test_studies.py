@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,6 +209,21 @@ def test_the_tables_of_the_page_are_what_the_results_say():
 def test_what_the_first_world_said_is_known_for_every_study():
     first = json.loads((ROOT / "studies" / "first_world.json").read_text())
     assert set(first) == set(claims.STUDIES)
+
+
+@pytest.mark.parametrize("script", training.ARMS)
+def test_with_every_record_there_no_base_is_made_and_nothing_runs(tmp_path, monkeypatch, script):
+    made = []
+    monkeypatch.setattr(common, "run_all", lambda jobs: made.append(jobs))
+    monkeypatch.setattr(common, "base_folder", lambda *_: tmp_path / "no base")
+    monkeypatch.setattr(training, "base_folder", common.base_folder)
+    args = SimpleNamespace(quick=False, bases=common.BASES, runs=tmp_path, where=ROOT / "studies" / "results")
+    jobs, records, _ = training.jobs_of(script, args)
+    assert not made and len(records) == len(jobs) == 5 * (1 + len(training.ARMS[script])) and not any(jobs.values())
+    args.where = tmp_path / "results"
+    with pytest.raises(FileNotFoundError, match="no base"):  # the bases were asked for; this run_all makes none
+        training.jobs_of(script, args)
+    assert len(made) == 1 and len(made[0]) >= 1
 
 
 def test_a_failed_run_ends_the_study_with_its_last_words(tmp_path):
