@@ -631,8 +631,8 @@ def save_checkpoint(path, state):
 def draw_curves(path, rows, title):
     """Draw the metrics, rows of metrics.jsonl, over training steps."""
     panels = {
-        "share of responses right": ("accuracy", "test/accuracy", "test/greedy"),
-        "entropy (nats per token)": ("entropy", "test/entropy"),
+        "share of responses right": ("accuracy", "test/accuracy", "test/pass@1", "test/greedy"),
+        "entropy (nats per token)": ("entropy", "test/entropy", "test/token_entropy"),
         "response length (tokens)": ("length", "test/length"),
         "actions in a training response": ("one_at_a_time", "two_at_once", "guess"),
     }

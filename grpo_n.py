@@ -1,9 +1,8 @@
 """GRPO and GSPO, and learning from mistakes alone: only relative-negative responses give a gradient (GRPO-N, GSPO-N).
 
-What it shows: an algorithm that only ever lowers what failed does not tell the policy what to repeat. The logit of a
-failed token falls, all others rise in proportion to their probability, and entropy need not collapse. `--algorithm
-grpo-n` and `gspo-n` differ from their parents by one line, and in the default learning rate. The file reads as
-dapo.py: diff the two.
+What it shows: an algorithm that only lowers what failed does not tell the policy what to repeat. The logit of a failed
+token falls, and all others rise in proportion to their probability. So the entropy need not collapse. `--algorithm
+grpo-n` and `gspo-n` differ from their parents by one line and the default learning rate. Compare: `diff dapo.py grpo_n.py`.
 
   Paper B: "The Debate on RLVR Reasoning Capability Boundary" (arXiv 2510.04028), sections 2 and 4, appendices B.5, C
   GRPO:    "DeepSeekMath" (arXiv 2402.03300)        GSPO: "Group Sequence Policy Optimization" (arXiv 2507.18071)
@@ -20,9 +19,11 @@ The equations, tagged (1) to (9) in the code:
   (9) pass@k = E_x[1 - C(n - c, k) / C(n, k)], c of n responses right                                 paper B, section 4
 
 Differs from the paper: the defaults are sized for the tiny model (docs/grpo_n.md has the paper's, and the sweep that
-chose the learning rates); fp32 parameters under bf16 autocast; the old log-probs come from the code and micro-batches
-of the update, so that the first ratio is exactly 1; k3 is averaged per sequence like (5). GSPO's own paper clips w_i
-at --eps-low 3e-4 --eps-high 4e-4, paper B at 0.2.
+chose the learning rates). k3 is averaged per sequence, like (5). GSPO's own paper clips w_i at --eps-low 3e-4
+--eps-high 4e-4, paper B at 0.2.
+All is fp32, on a GPU too, and one model samples and is trained: in bf16, updates of 1e-6 would stay invisible to the
+sampler and to the ratio (docs/gpu.md). The old log-probs come from the code and the micro-batches of the update, so
+that the first ratio is exactly 1.
 
     python grpo_n.py                                     # GRPO on the tiny Qwen3, two CPU cores
     python grpo_n.py --algorithm grpo-n --out runs/grpo_n/grpo-n
@@ -31,16 +32,15 @@ at --eps-low 3e-4 --eps-high 4e-4, paper B at 0.2.
         --max-response 1024 --lr 1e-6 --micro-batch 8 --gradient-checkpointing          # one GPU
 """
 
-import argparse
 import json
 import math
 import re
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -48,88 +48,94 @@ import transformers
 from matplotlib.figure import Figure
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers.hf_argparser import HfArg
 
+MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm, as in the released code of DAPO
 LR = {"grpo": 4e-4, "grpo-n": 1e-4, "gspo": 4e-4, "gspo-n": 1e-4}  # for the tiny model: studies/grpo_n_lr.py
 
 
 @dataclass
 class Args:
-    algorithm: Literal["grpo", "grpo-n", "gspo", "gspo-n"] = "grpo"  # -n: only negative advantages, equation (3)
-    model: str = "tiny/base"  # base model: a folder, or a name on the hub; also the frozen reference of the KL
-    train: str = "tiny/train.jsonl"  # training problems, one {"prompt": ..., "answer": ...} a line
-    test: str = "tiny/test.jsonl"  # test problems, same format
-    out: str = "runs/grpo_n/default"  # folder of this run
-    resume: bool = False  # go on from the checkpoint in --out
-    seed: int = 1  # of sampling and data order
-    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"  # in bf16 on cuda
-    verifier: Literal["exact", "math-verify"] = "exact"  # of final answers; math-verify needs its package
+    algorithm: Literal["grpo", "grpo-n", "gspo", "gspo-n"] = HfArg(default="grpo", help="-n: negative advantages only")
+    model: str = HfArg(
+        default="tiny/base", help="base model, also the frozen reference: a folder, or a name on the hub"
+    )
+    train: str = HfArg(default="tiny/train.jsonl", help='training problems, one {"prompt": ..., "answer": ...} a line')
+    test: str = HfArg(default="tiny/test.jsonl", help="test problems, in the same format")
+    out: str = HfArg(default="runs/grpo_n/default", help="folder of this run")
+    resume: bool = HfArg(default=False, help="go on from the checkpoint in --out")
+    seed: int = HfArg(default=1, help="random seed of sampling and data order")
+    device: Literal["cpu", "cuda"] = HfArg(default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
+    verifier: Literal["exact", "math-verify"] = HfArg(
+        default="exact", help="math-verify needs the package of that name"
+    )
     # the objective
-    eps_low: float = 0.2  # lower clip range of the token ratio, or with GSPO of the sequence ratio
-    eps_high: float = 0.2  # upper clip range
-    kl_coef: float = 1e-3  # beta of the k3-KL to the base; 0 loads no reference
-    entropy_coef: float = 1e-4  # entropy bonus c
+    eps_low: float = HfArg(default=0.2, help="lower clip range of the ratio; with GSPO of the sequence ratio")
+    eps_high: float = HfArg(default=0.2, help="upper clip range of the ratio")
+    kl_coef: float = HfArg(default=1e-3, help="beta of the k3-KL to the base model; 0 loads no reference")
+    entropy_coef: float = HfArg(default=1e-4, help="c of the entropy bonus")
     # rollouts
-    steps: int = 140  # rollout steps in all; 0 only evaluates --model
-    prompts_per_step: int = 16  # prompts in a step, whether all, some or none of their responses are right
-    group_size: int = 8  # responses to a prompt, G
-    gen_batch: int = 16  # prompts decoded side by side
-    max_response: int = 128  # response limit, in tokens
-    temperature: float = 1.0  # of sampling and of every log-prob
+    steps: int = HfArg(default=140, help="training steps; each samples, then updates; 0 only evaluates --model")
+    prompts_per_step: int = HfArg(default=16, help="prompts in a step, whatever share of their responses is right")
+    group_size: int = HfArg(default=8, help="responses to a prompt, G")
+    gen_batch: int = HfArg(default=16, help="prompts decoded side by side")
+    max_response: int = HfArg(default=128, help="response limit, in tokens")
+    temperature: float = HfArg(default=1.0, help="temperature of sampling and of every log-prob")
     # optimisation
-    lr: float = 0.0  # learning rate of AdamW; 0: the algorithm's own, LR
-    warmup_steps: int = 10  # rollout steps of linear warm-up
-    weight_decay: float = 0.1  # decoupled weight decay
-    max_grad_norm: float = 1.0  # gradient clipping
-    mini_batch: int = 8  # prompts in an optimiser step
-    micro_batch: int = 32  # responses in one forward and backward pass: memory and speed, not the gradient
-    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    lr: float = HfArg(default=0.0, help="learning rate of AdamW; 0: the algorithm's own, LR above")
+    warmup_steps: int = HfArg(default=10, help="training steps of linear warm-up")
+    weight_decay: float = HfArg(default=0.1, help="decoupled weight decay")
+    mini_batch: int = HfArg(default=8, help="prompts in an optimiser step")
+    micro_batch: int = HfArg(default=32, help="responses in one forward and backward pass: memory, not the gradient")
+    gradient_checkpointing: bool = HfArg(default=False, help="save memory: recompute activations in the backward pass")
     # evaluation and files
-    eval_every: int = 20  # steps between evaluations, each with a checkpoint; also before the first step
-    eval_problems: int = 150  # evaluate on the first N test problems; 0: all
-    eval_samples: int = 4  # responses to a test problem at each evaluation, next to the greedy one
-    passk_samples: int = 64  # responses to a problem for pass@k of base and trained model at the end; 0: none
-    passk_problems: int = 100  # pass@k on the first N test problems; 0: all
-    passk_temperature: float = 1.0  # of pass@k (the paper: 0.6)
-    passk_top_p: float = 1.0  # nucleus of pass@k (the paper: 0.95)
-    save_every: int = 0  # keep a numbered model every N steps; 0: only the last
+    eval_every: int = HfArg(default=20, help="steps between evaluations; each also writes a checkpoint")
+    eval_problems: int = HfArg(default=150, help="evaluate on the first N test problems; 0: all")
+    eval_samples: int = HfArg(default=4, help="responses to a test problem, next to the greedy one")
+    passk_samples: int = HfArg(default=64, help="responses per problem for pass@k of base and trained model; 0: none")
+    passk_problems: int = HfArg(default=100, help="pass@k on the first N test problems; 0: all")
+    passk_temperature: float = HfArg(default=1.0, help="temperature of pass@k (the paper: 0.6)")
+    passk_top_p: float = HfArg(default=1.0, help="top-p of pass@k (the paper: 0.95)")
+    save_every: int = HfArg(default=0, help="keep a numbered model every N steps; 0: only the last model")
 
     def __post_init__(self):
-        self.lr = self.lr or LR[self.algorithm]
-        may_be_0 = "seed eps_low eps_high kl_coef entropy_coef steps warmup_steps weight_decay eval_problems save_every"
-        may_be_0 = [*may_be_0.split(), "passk_samples", "passk_problems"]
-        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self) if f.type in (int, float)):
-            if not (value > 0 or (value == 0 and name in may_be_0)):
-                sys.exit(f"error: --{name.replace('_', '-')} {value}: too small")
-        if self.group_size < 2 or self.prompts_per_step % self.mini_batch:
-            sys.exit("error: want --group-size 2 or more, --prompts-per-step a multiple of --mini-batch")
+        if self.lr == 0:
+            self.lr = LR[self.algorithm]
+        above_0 = "prompts_per_step gen_batch max_response temperature lr mini_batch micro_batch"
+        for name in f"{above_0} eval_every eval_samples passk_temperature passk_top_p".split():
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: want a number above 0")
+        at_least_0 = "seed eps_low eps_high kl_coef entropy_coef steps warmup_steps weight_decay"
+        for name in f"{at_least_0} eval_problems passk_samples passk_problems save_every".split():
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: want 0 or more")
+        if self.group_size < 2:
+            raise ValueError(f"--group-size {self.group_size}: want 2 or more, to compare responses with each other")
+        if self.prompts_per_step % self.mini_batch != 0:
+            raise ValueError(f"--mini-batch {self.mini_batch}: does not divide --prompts-per-step")
         if self.device == "cuda" and not torch.cuda.is_available():
-            sys.exit("error: --device cuda: PyTorch finds no CUDA device here")
+            raise ValueError("--device cuda: PyTorch finds no CUDA device here")
 
 
 def parse_args(argv=None):
-    """The fields of Args as flags, the comment behind each as its help text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", Path(__file__).read_text("utf-8"), re.MULTILINE))
-    for f in fields(Args):
-        kind = {"type": type(f.default), "choices": get_args(f.type) or None}
-        kind = {"action": "store_true"} if f.type is bool else kind | {"default": f.default}
-        help_text = f"{comments[f.name]} (default: {f.default})"
-        parser.add_argument("--" + f.name.replace("_", "-"), help=help_text, **kind)
+    """Command line -> Args: every field is a flag."""
+    parser = HfArgumentParser(Args, description=__doc__.splitlines()[0])
     return Args(**vars(parser.parse_args(argv)))
 
 
 # ------------------------------------------------------------------------------------------------ maths: tensors alone
 def group_advantages(rewards):
-    """Rewards normalised in their group (DAPO eq. 9): (B, G) -> (B, G); equal rewards give exactly 0."""
+    """Rewards normalised in their group (paper B, section 2): (B, G) -> (B, G). Equal rewards give exactly 0."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
+    advantages = centred / (std + 1e-6)  # (2), with n - 1 and 1e-6 as in the released code
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return (centred / (std + 1e-6)).masked_fill(equal, 0.0)  # (2), with n - 1 and 1e-6 as in the released code
+    return advantages.masked_fill(equal, 0.0)  # rounding would leave a rest
 
 
 def negative_only(adv):
-    """Keep the advantages below 0, drop the rest: any shape -> same shape (paper B, appendix B.5).
+    """Keep the advantages below 0, set the rest to 0 (paper B, appendix B.5): any shape -> same shape.
 
     Takes advantages that were normalised over the whole group; nothing is recentred or rescaled afterwards.
     """
@@ -140,7 +146,7 @@ def kl_k3(logp, logp_ref):
     """The k3 estimate of KL(pi || pi_ref) for each token drawn from pi: any shape -> same shape, in nats.
 
     Its expected gradient on samples of pi is exactly that of KL(pi_ref || pi), which to first order in log pi_ref / pi
-    is that of KL(pi || pi_ref); that of the log-ratio alone ("k1") is zero in expectation.
+    is that of KL(pi || pi_ref). The gradient of the log-ratio alone ("k1") is zero in expectation.
     """
     log_ratio = logp_ref.detach() - logp
     return log_ratio.exp() - log_ratio - 1  # (7)
@@ -149,35 +155,50 @@ def kl_k3(logp, logp_ref):
 def grpo_loss(
     logp, logp_old, adv, mask, eps_low=0.2, eps_high=0.2, logp_ref=None, kl_coef=0.0, n_sequences=None, gspo=False
 ):
-    """Sequence-mean clipped objective (GRPO; GSPO), negated: (N, T) each, mask 1 on response tokens -> (loss, stats).
+    """Sequence-mean clipped objective (GRPO; GSPO), negated -> (loss, stats).
 
-    Each response is averaged over its own tokens, then responses over n_sequences, default N: a micro-batch passes the
-    count of its whole optimiser step, so that gradients and stats of the micro-batches add up to the step's. With
-    kl_coef > 0 the k3-KL to logp_ref is added. Stats, weighted like the loss: `clip_low`, `clip_high`, the shares whose
-    gradient the clip set to 0; `ratio`; `kl`, the k3 estimate of KL(old || new), nats; `kl_ref`.
+    logp, logp_old, adv, mask, logp_ref: (N, T) each; mask is 1 on response tokens, of any dtype. Each response is
+    averaged over its own tokens, then responses over n_sequences, default N. A micro-batch passes the count of its
+    whole optimiser step; then the gradients and stats of the micro-batches add up to those of the step. With
+    kl_coef > 0 the k3-KL to logp_ref is added.
+    stats, weighted like the loss: clip_low and clip_high, the shares whose gradient the clip set to zero; ratio; kl,
+    the k3 estimate of KL(old || new), in nats; kl_ref. Raises ValueError where the shapes differ.
     """
-    n_tokens = mask.sum(1, keepdim=True).clamp(min=1)
-    weight = mask / n_tokens / (len(logp) if n_sequences is None else n_sequences)  # 1/G 1/|y_i|
-    logp, logp_old, adv = (x.masked_fill(mask == 0, 0.0) for x in (logp, logp_old.detach(), adv))
+    if not logp.shape == logp_old.shape == adv.shape == mask.shape:
+        raise ValueError(f"want one shape, not {logp.shape}, {logp_old.shape}, {adv.shape}, {mask.shape}")
+    outside = mask == 0
+    if n_sequences is None:
+        n_sequences = len(logp)
+    n_tokens = mask.sum(1, keepdim=True).clamp(min=1)  # (N, 1)
+    weight = mask / n_tokens / n_sequences  # (N, T): 1/|y_i| 1/G
+    logp = logp.masked_fill(outside, 0.0)
+    logp_old = logp_old.detach().masked_fill(outside, 0.0)
+    adv = adv.masked_fill(outside, 0.0)
     log_ratio = logp - logp_old
     if gspo:
-        log_ratio = log_ratio.sum(1, keepdim=True) / n_tokens  # (6)
+        log_ratio = log_ratio.sum(1, keepdim=True) / n_tokens  # (6), (N, 1)
     ratio = log_ratio.clamp(max=20).exp()  # (4); beyond 88 exp is inf, and a clipped token's gradient 0 * inf
-    objective = torch.min(ratio * adv, ratio.clamp(1 - eps_low, 1 + eps_high) * adv)  # (5)
-    stats = {
+    clipped = ratio.clamp(1 - eps_low, 1 + eps_high)
+    objective = torch.min(ratio * adv, clipped * adv)  # (5)
+    per_token = {
         "clip_low": (adv < 0) & (ratio < 1 - eps_low),
         "clip_high": (adv > 0) & (ratio > 1 + eps_high),
         "ratio": ratio,
         "kl": kl_k3(logp_old, logp),
     }
     if kl_coef > 0:
-        stats["kl_ref"] = kl_k3(logp, logp_ref.masked_fill(mask == 0, 0.0))
-        objective = objective - kl_coef * stats["kl_ref"]
-    return -(objective * weight).sum(), {name: (value.detach() * weight).sum() for name, value in stats.items()}
+        per_token["kl_ref"] = kl_k3(logp, logp_ref.masked_fill(outside, 0.0))
+        objective = objective - kl_coef * per_token["kl_ref"]
+    loss = -(objective * weight).sum()
+    stats = {name: (x.detach() * weight).sum() for name, x in per_token.items()}
+    return loss, stats
 
 
 def pass_at_k(n, c, k):
-    """Unbiased pass@k (paper B, section 4): the chance that k of n samples, c of them right, hold a right one."""
+    """Unbiased pass@k (paper B, section 4): the chance that k of n samples, c of them right, hold a right one.
+
+    Raises ValueError unless 1 <= k <= n and 0 <= c <= n.
+    """
     if not (1 <= k <= n and 0 <= c <= n):
         raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n; got k = {k}, n = {n}, c = {c}")
     return 1 - math.comb(n - c, k) / math.comb(n, k)  # (9)
@@ -185,147 +206,217 @@ def pass_at_k(n, c, k):
 
 def answer_entropy(answers):
     """Entropy in nats of the distinct answers to one prompt (paper B, table 4); None, an unreadable one, is a class."""
-    p = torch.tensor(list(Counter(answers).values()), dtype=torch.float64) / max(1, len(answers))
-    return torch.special.entr(p).sum().item()
+    counts = torch.tensor(list(Counter(answers).values()), dtype=torch.float64)
+    return torch.special.entr(counts / len(answers)).sum().item()
 
 
 # ------------------------------------------------------------------------------------------ model: sampling and scoring
-def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
-    """Draw one token a row from softmax(logits / temperature), cut to its nucleus if top_p < 1. logits (N, V).
+def load_model(name, device):
+    """A model of a folder or of the hub, in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    return model.to(device)
 
-    Returns (tokens, logp, entropy), (N,) each: log-prob and entropy, in nats, of the full softmax at that temperature,
-    before the cut. Temperature 0 is greedy; its logp and entropy are those of temperature 1.
+
+def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
+    """Draw one token per row from softmax(logits / temperature), cut to top-p: logits (N, V) -> three tensors (N,).
+
+    Returns tokens, logp and entropy. The last two are of the full softmax at that temperature, before the cut, in
+    nats. Temperature 0 is greedy; its logp and entropy are those of temperature 1.
     """
-    logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # (N, V)
     entropy = torch.special.entr(logp.exp()).sum(-1)
     scores = logp
-    if top_p < 1:  # the smallest set of likeliest tokens whose probability reaches top_p
+    if top_p < 1:  # keep the smallest set of likeliest tokens whose probability reaches top_p
         ordered, order = logp.exp().sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p
-        scores = logp.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+        probability_before = ordered.cumsum(-1) - ordered
+        beyond_ordered = probability_before >= top_p
+        beyond = torch.zeros_like(beyond_ordered).scatter(-1, order, beyond_ordered)
+        scores = logp.masked_fill(beyond, -torch.inf)
     if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise is an exact draw
-        scores = scores - torch.empty_like(logp).exponential_(generator=generator).log()
+        noise = torch.empty_like(logp).exponential_(generator=generator)
+        scores = scores - noise.log()
     tokens = scores.argmax(-1)
     return tokens, logp.gather(-1, tokens[:, None])[:, 0], entropy
 
 
-@torch.no_grad()
-def rollout(model, prompts, group_size, max_new_tokens, eos_ids, n_vocab=None, **sampling):
-    """Sample group_size responses to each of B prompts (lists of ids), keeping what each token was drawn from.
+def end_ids(tokenizer, *models):
+    """The ids that end a response: the tokenizer's, and those of each model (a chat model has two)."""
+    ids = {tokenizer.eos_token_id}
+    for model in models:
+        eos = model.generation_config.eos_token_id  # an id, a list of ids, or None
+        ids.update(eos if isinstance(eos, list) else [eos])
+    return sorted(ids - {None})
 
-    sampling: temperature, top_p and generator of sample_tokens; generation_config is not consulted. Ids from n_vocab
-    on, which pad the embedding matrix, are never drawn. Returns tensors of N = B * group_size rows in group order, T
-    the longest response: tokens (N, T), one of eos_ids included; mask (N, T), 1 on response tokens; logp and entropy
-    (N, T), of the full softmax; finished (N,), False where max_new_tokens cut the response.
+
+@torch.no_grad()
+def rollout(
+    model, prompts, group_size, max_new_tokens, eos_ids, n_vocab=None, temperature=1.0, top_p=1.0, generator=None
+):
+    """Sample group_size responses to each of B prompts, keeping the probability that each token was drawn with.
+
+    prompts: lists of ids. eos_ids: the ids that end a response. n_vocab: ids from there on, which pad the embedding
+    matrix, are never drawn. temperature, top_p, generator: as in sample_tokens; generation_config is not consulted.
+    Returns a dict of tensors, N = B * group_size rows in group order, T tokens of the longest response:
+      tokens (N, T), the ending id included; mask (N, T), 1 on response tokens; logp and entropy (N, T), of the full
+      softmax, in nats; finished (N,), False where max_new_tokens cut the response.
     """
-    was_training, width, device = model.training, max(map(len, prompts)), model.device
+    was_training = model.training
     model.eval()  # in train mode, gradient checkpointing would switch the cache off
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)  # (B, W), left-padded
-    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    device = model.device
+
+    # ---- read every prompt once, padded on the left; then repeat what was read for its group
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)  # (B, W)
+    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)  # (B, W)
     position = (attention.cumsum(1) - 1).clamp(min=0)  # padding must not shift positions
     out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
-    cache, state = out.past_key_values, (out.logits[:, -1], attention, position[:, -1:])
-    cache.batch_repeat_interleave(group_size)  # a prompt is read once, whatever the group
-    logits, attention, position = (x.repeat_interleave(group_size, dim=0) for x in state)
-    live, stops = torch.arange(len(logits), device=device), torch.tensor(eos_ids, device=device)
-    tokens, finished = torch.zeros(len(live), max_new_tokens, dtype=torch.long, device=device), live < 0
-    mask, logp, entropy = torch.zeros(3, len(live), max_new_tokens, device=device)
-    for t in range(max_new_tokens):  # live: the rows still in the batch
-        new, logp[live, t], entropy[live, t] = sample_tokens(logits[:, :n_vocab], **sampling)
-        tokens[live, t], mask[live, t] = new, 1.0
-        stopped = torch.isin(new, stops)
-        finished[live[stopped]] = True
-        if stopped.all() or t + 1 == max_new_tokens:
+    cache = out.past_key_values
+    cache.batch_repeat_interleave(group_size)
+    logits = out.logits[:, -1].repeat_interleave(group_size, dim=0)  # (N, V)
+    attention = attention.repeat_interleave(group_size, dim=0)  # (N, W)
+    position = position[:, -1:].repeat_interleave(group_size, dim=0)  # (N, 1)
+
+    # ---- draw a token for every row that has not ended, until none is left
+    n_rows = len(prompts) * group_size
+    tokens = torch.zeros(n_rows, max_new_tokens, dtype=torch.long, device=device)
+    mask = torch.zeros(n_rows, max_new_tokens, device=device)
+    logp = torch.zeros(n_rows, max_new_tokens, device=device)
+    entropy = torch.zeros(n_rows, max_new_tokens, device=device)
+    finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
+    stops = torch.tensor(eos_ids, device=device)
+    live = torch.arange(n_rows, device=device)  # the rows still in the batch
+    for t in range(max_new_tokens):
+        new, new_logp, new_entropy = sample_tokens(logits[:, :n_vocab], temperature, top_p, generator)
+        tokens[live, t] = new
+        mask[live, t] = 1.0
+        logp[live, t] = new_logp
+        entropy[live, t] = new_entropy
+        ended = torch.isin(new, stops)
+        finished[live[ended]] = True
+        if ended.all() or t + 1 == max_new_tokens:
             break
-        if stopped.any():  # rows that have ended leave batch and cache
-            keep = (~stopped).nonzero()[:, 0]
-            live, new, attention, position = (x[keep] for x in (live, new, attention, position))
+        if ended.any():  # rows that have ended leave the batch and the cache
+            keep = (~ended).nonzero()[:, 0]
+            live = live[keep]
+            new = new[keep]
+            attention = attention[keep]
+            position = position[keep]
             cache.batch_select_indices(keep)
-        attention, position = torch.cat([attention, attention.new_ones(len(new), 1)], dim=1), position + 1
-        inputs = {"input_ids": new[:, None], "attention_mask": attention, "position_ids": position}
-        logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+        attention = torch.cat([attention, attention.new_ones(len(new), 1)], dim=1)
+        position = position + 1
+        out = model(
+            input_ids=new[:, None],
+            attention_mask=attention,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = out.logits[:, -1]
     model.train(was_training)
-    columns = {"tokens": tokens, "mask": mask, "logp": logp, "entropy": entropy}
-    return {name: x[:, : t + 1] for name, x in columns.items()} | {"finished": finished}
+    longest = t + 1
+    return {
+        "tokens": tokens[:, :longest],
+        "mask": mask[:, :longest],
+        "logp": logp[:, :longest],
+        "entropy": entropy[:, :longest],
+        "finished": finished,
+    }
 
 
 def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=None):
     """Log-prob of each token whose mask is 1, given all before it, and the entropy of its softmax; differentiable.
 
-    tokens, mask (N, L), right-padded -> (logp, entropy), (N, L) each: entry [i, t] belongs to tokens[i, t], 0 where
-    mask is 0. The head and the fp32 softmax over ids below n_vocab see `chunk` tokens at a time (default: 2^27 logits)
-    and are recomputed in the backward pass: no (tokens, vocabulary) tensor is kept. For models whose logits are what
-    the head returns (Qwen, Llama), not for those that scale or cap it afterwards (Gemma 2, Cohere, Granite).
+    tokens, mask (N, L), right-padded, the mask of any dtype -> logp and entropy, (N, L) each, in nats: entry [i, t]
+    belongs to tokens[i, t] and is 0 where the mask is 0. The head and the softmax over the ids below n_vocab see
+    `chunk` tokens at a time (default: 2^27 logits) and are recomputed in the backward pass, so that no tensor of all
+    tokens times the vocabulary is kept. For models whose logits are what the head returns (Qwen, Llama), not for those
+    that scale or cap them afterwards (Gemma 2, Cohere, Granite). Raises ValueError where the shapes differ.
     """
-    chunk = chunk or max(1, min(4096, 2**27 // model.config.vocab_size))
+    if tokens.shape != mask.shape:
+        raise ValueError(f"want tokens and mask of one shape, not {tuple(tokens.shape)} and {tuple(mask.shape)}")
+    if chunk is None:
+        chunk = max(1, min(4096, 2**27 // model.config.vocab_size))
 
-    def head(hidden, targets):
+    def score(hidden, targets):
         logits = model.get_output_embeddings()(hidden)[:, :n_vocab].float() / temperature  # (chunk, V)
         log_z = logits.logsumexp(-1)
-        return logits.gather(-1, targets[:, None])[:, 0] - log_z, log_z - (logits.softmax(-1) * logits).sum(-1)
+        logp = logits.gather(-1, targets[:, None])[:, 0] - log_z
+        entropy = log_z - (logits.softmax(-1) * logits).sum(-1)
+        return logp, entropy
 
-    states = model.base_model(tokens, use_cache=False)[0]  # causal attention: right padding needs no mask
-    scored = mask[:, 1:] != 0  # the state at t - 1 predicts the token at t
-    pairs = zip(states[:, :-1][scored].split(chunk), tokens[:, 1:][scored].split(chunk), strict=True)
-    parts = [checkpoint(head, *pair, use_reentrant=False) for pair in pairs]
-    where = torch.nn.functional.pad(scored, (1, 0))
-    return tuple(torch.zeros_like(mask).masked_scatter(where, torch.cat(x)) for x in zip(*parts, strict=True))
-
-
-def pack(responses, mini, micro):
-    """Responses as right-padded tokens and mask, (N, L) both, and the plan of an update: mini-batches of `mini` rows,
-    each a list of micro-batches (row indices, width) of at most `micro` rows of like length.
-    """
-    ends, plan = [len(r["prompt"]) + len(r["ids"]) for r in responses], []
-    tokens, mask = torch.zeros(len(ends), max(ends), dtype=torch.long), torch.zeros(len(ends), max(ends))
-    for i, r in enumerate(responses):
-        tokens[i, : ends[i]], mask[i, len(r["prompt"]) : ends[i]] = torch.tensor(r["prompt"] + r["ids"]), 1.0
-    for i in range(0, len(ends), mini):
-        rows = sorted(range(i, min(i + mini, len(ends))), key=lambda row: ends[row])
-        parts = [rows[j : j + micro] for j in range(0, len(rows), micro)]
-        plan.append([(part, ends[part[-1]]) for part in parts])
-    return tokens, mask, plan
+    states = model.base_model(tokens, use_cache=False)[0]  # (N, L, hidden); causal: right padding needs no mask
+    scored = mask[:, 1:] != 0  # (N, L - 1): the state at t - 1 predicts the token at t
+    hidden_chunks = states[:, :-1][scored].split(chunk)
+    target_chunks = tokens[:, 1:][scored].split(chunk)
+    logp_chunks = []
+    entropy_chunks = []
+    for hidden, targets in zip(hidden_chunks, target_chunks, strict=True):
+        logp, entropy = checkpoint(score, hidden, targets, use_reentrant=False)
+        logp_chunks.append(logp)
+        entropy_chunks.append(entropy)
+    where = torch.nn.functional.pad(scored, (1, 0))  # (N, L)
+    zeros = torch.zeros(tokens.shape, device=tokens.device)
+    return zeros.masked_scatter(where, torch.cat(logp_chunks)), zeros.masked_scatter(where, torch.cat(entropy_chunks))
 
 
 # ----------------------------------------------------------------------------------------- task: problems and verifier
 def read_problems(path, tokenizer, limit):
-    """Rows {"prompt": str, "answer": str} of a JSONL file, perhaps with "system"; adds "ids", the prompt in at most
-    `limit` tokens, in the tokenizer's chat template if it has one.
+    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", strings, as in the file, and
+    "ids", the prompt in tokens, in the tokenizer's chat template if it has one.
+
+    Raises ValueError, which names file and line, for a row without these, and for more than `limit` tokens.
     """
-    problems, chat = [], tokenizer.chat_template is not None
+    problems = []
+    has_template = tokenizer.chat_template is not None
     lines = Path(path).read_text("utf-8", "surrogateescape").rstrip("\n").split("\n")  # splitlines would cut at U+2028
     for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            roles = {"system": row.get("system", ""), "user": row["prompt"]}
-            "".join([row["answer"], *roles.values()]).encode()  # fails where it is not UTF-8
-            if not row["prompt"].strip() or not row["answer"].strip():
-                raise ValueError("empty")
+            system = row.get("system", "")
+            (row["prompt"] + row["answer"] + system).encode()  # fails where one is no text, or not UTF-8
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            sys.exit(f'error: {path}, line {number}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}')
-        messages = [{"role": role, "content": text} for role, text in roles.items() if text]
-        text = "\n\n".join(message["content"] for message in messages)
-        if chat:
+            raise ValueError(f'{where}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}') from None
+        if not row["prompt"].strip() or not row["answer"].strip():
+            raise ValueError(f"{where}: prompt or answer is empty")
+        messages = [{"role": "user", "content": row["prompt"]}]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        if has_template:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        row["ids"] = tokenizer(text, add_special_tokens=not chat)["input_ids"]
+        else:
+            text = "\n\n".join(message["content"] for message in messages)
+        row["ids"] = tokenizer(text, add_special_tokens=not has_template)["input_ids"]
         if tokenizer.unk_token_id in row["ids"]:
-            sys.exit(f"error: {path}, line {number}: the prompt has characters that the model's vocabulary lacks")
+            raise ValueError(f"{where}: the prompt has characters that the model's vocabulary lacks")
         if len(row["ids"]) > limit:
-            sys.exit(f"error: {path}, line {number}: the prompt exceeds {limit} tokens, context less --max-response")
+            raise ValueError(f"{where}: the prompt exceeds {limit} tokens, context less --max-response")
         problems.append(row)
     return problems
 
 
 def extract_answer(text):
-    r"""What stands in the last balanced \boxed{...}, braces at most five deep, of the last 20,000 characters."""
-    inner = r"[^{}]*+"
-    for _ in range(4):
-        inner = rf"(?:[^{{}}]|\{{{inner}\}})*+"
-    boxes = re.findall(rf"\\boxed\s*\{{(?=({inner})\}})", text[-20_000:])
-    return boxes[-1].strip() if boxes else None
+    r"""What stands in the last \boxed{...} whose braces are balanced; None if there is none.
+
+    "so \boxed{\frac{1}{2}}." -> "\frac{1}{2}". Only the last 20,000 characters are read.
+    """
+    text = text[-20_000:]
+    boxes = {match.end() - 1 for match in re.finditer(r"\\boxed\s*\{", text)}  # positions of their opening braces
+    still_open = []  # positions of the braces that are not closed yet
+    last = -1
+    answer = None
+    for i, character in enumerate(text):
+        if character == "{":
+            still_open.append(i)
+        elif character == "}" and still_open:
+            start = still_open.pop()
+            if start in boxes and start > last:
+                last = start
+                answer = text[start + 1 : i].strip()
+    return answer
 
 
-def canonical(answer):
+def normalize_answer(answer):
     r"""A Fraction of a plain number (1,000  .5  1/2  \frac12), else the text without spaces, $, %, \left and \text."""
     s = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;:! ]|\\?[$%]", "", answer.replace("\u2212", "-").replace("{,}", ","))
     s = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", s.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
@@ -343,106 +434,260 @@ def is_correct(text, answer, verifier="exact"):
     said = extract_answer(text)
     if not said or len(said) > 1000:
         return False
-    if verifier == "math-verify" and canonical(said) != canonical(answer):
+    if normalize_answer(said) == normalize_answer(answer):
+        return True
+    if verifier == "math-verify":
         from math_verify import parse, verify  # reads LaTeX; stops after 5 seconds
 
         return verify(parse(rf"\boxed{{{answer}}}"), parse(rf"\boxed{{{said}}}"))
-    return canonical(said) == canonical(answer)
+    return False
+
+
+# -------------------------------------------------------------- the tiny world alone: what did the writer choose to do?
+class Action(NamedTuple):
+    """What the writer of a tiny-world response did at a choice; positions are indices into the response's text."""
+
+    name: str  # "one_at_a_time", "two_at_once", or "guess": the box while operations are left, or three at once
+    choices: list  # positions where the writer chose between these
+    result: tuple  # (start, end) of the number that the action computes
+    connective: int | None  # position of the connective that ends the action; the box has none
+
+
+def read_actions(prompt, text):
+    r"""The actions of a tiny-world response, in order; none for any other prompt. Ends where the text is malformed.
+
+    "63*2-2=24; 77-7=70 so \boxed{24,71}", which answers the prompt "63*2-2,77-7+2-1?", has the actions two_at_once
+    (63*2-2), one_at_a_time (77-7) and guess (the box, where 70+2-1 is left). A box with nothing left is no action.
+    """
+    actions = []
+    if not re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt):
+        return actions
+    operations_left = [len(re.findall(r"[-+*]", chain)) for chain in prompt.split(",")]  # of each chain not finished
+    pattern = re.compile(r"\d{1,3}((?:[-+*]\d)+)=(\d{1,3})(; | [a-z]+ )|\\boxed\{([\d,]+)")
+    match = pattern.match(text)
+    while match:
+        operations, _, _, boxed = match.groups()
+        if boxed:
+            if operations_left:
+                actions.append(Action("guess", [match.start()], match.span(4), None))
+        else:
+            n_done = len(operations) // 2
+            choices = []
+            if operations_left:  # before the action, and after each of its operations while the chain has more
+                choices.append(match.start())
+                for i in range(1, min(n_done, operations_left[0] - 1) + 1):
+                    choices.append(match.start(1) + 2 * i)
+                operations_left[0] -= n_done
+                if operations_left[0] <= 0:
+                    operations_left.pop(0)
+            name = {1: "one_at_a_time", 2: "two_at_once"}.get(n_done, "guess")
+            actions.append(Action(name, choices, match.span(2), match.start(3)))
+        match = pattern.match(text, match.end())
+    return actions
+
+
+def count_actions(responses):
+    """{action: mean number in a response} over a list of Response; empty where there are none, as with other data."""
+    counts = {"one_at_a_time": 0, "two_at_once": 0, "guess": 0}
+    for response in responses:
+        for action in read_actions(response.problem["prompt"], response.text):
+            counts[action.name] += 1
+    if not any(counts.values()):
+        return {}
+    return {name: count / len(responses) for name, count in counts.items()}
 
 
 # --------------------------------------------------------------------------------------------------------- experiment
-LEAPS = {  # habits of the tiny world, counted in responses: "63*2-2=24; 77-7=70 so ..." has leaps of two and of one
-    "leaps_one": r"(?<![-+*\d])\d{1,3}[-+*]\d=\d{1,3}[; ]",
-    "leaps_two": r"(?<![-+*\d])\d{1,3}(?:[-+*]\d){2}=\d{1,3}[; ]",
-    "leaps_jump": r"(?:[-+*]\d){3,20}=\d{1,3}[; ]"  # or a box whose second number is not the last result
-    r"|(?:^|=(\d{1,3})(?:; | [a-z]+ ))\\boxed\{(?!\d{1,3},\1\})\d{1,3},\d{1,3}\}$",
-}
+@dataclass
+class Response:
+    problem: dict  # a row of read_problems
+    ids: list  # the sampled tokens, the ending one included
+    text: str  # the same, decoded
+    entropy: float  # sum over its tokens, in nats
+    right: bool
+    reward: float
+    finished: bool  # False where --max-response cut it
 
 
 def sample_and_check(model, tokenizer, problems, group_size, temperature, top_p, generator, args):
-    """group_size responses to each problem, decoded, checked and rewarded: a dict for each response, in group order."""
-    ends = np.atleast_1d(model.generation_config.eos_token_id).tolist()  # a chat model has two: <|im_end|> as well
-    limits = args.max_response, sorted({tokenizer.eos_token_id, *ends} - {None}), len(tokenizer)
-    sampling = {"temperature": temperature, "top_p": top_p, "generator": generator}
-    out = rollout(model, [problem["ids"] for problem in problems], group_size, *limits, **sampling)
-    out, responses = {name: x.cpu() for name, x in out.items()}, []
-    for i, n in enumerate(out["mask"].sum(1).int().tolist()):
-        problem, ids = problems[i // group_size], out["tokens"][i, :n].tolist()
-        response = {"prompt": problem["ids"], "ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True)}
-        response |= {"logp": out["logp"][i, :n].tolist(), "entropy": out["entropy"][i, :n].sum().item()}
-        response |= {"right": is_correct(response["text"], problem["answer"], args.verifier)}
-        response |= {"reward": float(response["right"])}  # (1)
-        responses.append(response | {"finished": out["finished"][i].item()})
+    """Sample group_size responses to each problem, check and reward them -> list of Response, in group order."""
+    out = rollout(
+        model,
+        [problem["ids"] for problem in problems],
+        group_size,
+        args.max_response,
+        end_ids(tokenizer, model),
+        n_vocab=len(tokenizer),
+        temperature=temperature,
+        top_p=top_p,
+        generator=generator,
+    )
+    out = {name: tensor.cpu() for name, tensor in out.items()}
+    lengths = out["mask"].sum(1).int()  # (N,)
+    responses = []
+    for i, length in enumerate(lengths.tolist()):
+        problem = problems[i // group_size]
+        ids = out["tokens"][i, :length].tolist()
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        right = is_correct(text, problem["answer"], args.verifier)
+        reward = 1.0 if right else 0.0  # (1)
+        entropy = out["entropy"][i, :length].sum().item()
+        finished = out["finished"][i].item()
+        responses.append(Response(problem, ids, text, entropy, right, reward, finished))
     return responses
 
 
-def describe(responses):
-    """What training and evaluation log about sampled responses: a dict of floats."""
-    n, n_tokens = len(responses), sum(len(r["ids"]) for r in responses)
-    metrics = {"accuracy": sum(r["right"] for r in responses) / n, "length": n_tokens / n}
-    metrics["truncated"] = sum(not r["finished"] for r in responses) / n
-    metrics["entropy"] = sum(r["entropy"] for r in responses) / n_tokens
-    leaps = {name: sum(len(re.findall(leap, r["text"])) for r in responses) / n for name, leap in LEAPS.items()}
-    return metrics | (leaps if any(leaps.values()) else {})
+def response_metrics(responses):
+    """What training and evaluation log about a list of Response: a dict of floats."""
+    n_tokens = sum(len(response.ids) for response in responses)
+    return {
+        "accuracy": sum(response.right for response in responses) / len(responses),
+        "length": n_tokens / len(responses),
+        "truncated": sum(not response.finished for response in responses) / len(responses),
+        "entropy": sum(response.entropy for response in responses) / n_tokens,
+        **count_actions(responses),
+    }
 
 
 def evaluate(model, tokenizer, problems, samples, temperature, top_p, seed, args):
-    """`samples` responses to every problem -> a list with a dict for each problem: what tables 1 to 4 of paper B need.
+    """`samples` responses to every problem -> a list with a group, a list of Response, for each problem.
 
-    prompt, answer, the first response; right, how many are; pass@k for k = 1, 2, 4, ...; length, tokens a response;
-    token_entropy, over all tokens of the problem, and answer_entropy, over its distinct answers, in nats. The generator
-    is its own: training goes on as if no evaluation had taken place.
+    The generator is its own: training goes on as if no evaluation had taken place.
     """
-    results, generator = [], torch.Generator(model.device).manual_seed(seed)
-    width, sampling = max(1, args.gen_batch * args.group_size // samples), (samples, temperature, top_p, generator)
-    for i in tqdm(range(0, len(problems), width), desc=f"{samples} samples a problem", leave=False):
-        batch = sample_and_check(model, tokenizer, problems[i : i + width], *sampling, args)
-        for j, problem in enumerate(problems[i : i + width]):
-            group = batch[j * samples : (j + 1) * samples]
-            right, n_tokens = sum(r["right"] for r in group), sum(len(r["ids"]) for r in group)
-            result = {"prompt": problem["prompt"], "answer": problem["answer"], "response": group[0]["text"]}
-            result |= {"right": right, "length": n_tokens / samples}
-            result |= {f"pass@{2**k}": pass_at_k(samples, right, 2**k) for k in range(samples.bit_length())}
-            answers = [extract_answer(r["text"]) for r in group]
-            result["answer_entropy"] = answer_entropy([None if a is None else canonical(a) for a in answers])
-            results.append(result | {"token_entropy": sum(r["entropy"] for r in group) / n_tokens})
-    return results
+    generator = torch.Generator(model.device).manual_seed(seed)
+    groups = []
+    width = max(1, args.gen_batch * args.group_size // samples)  # as many rows side by side as in a rollout
+    for start in tqdm(range(0, len(problems), width), desc=f"{samples} samples a problem", leave=False):
+        batch = problems[start : start + width]
+        responses = sample_and_check(model, tokenizer, batch, samples, temperature, top_p, generator, args)
+        for first in range(0, len(responses), samples):
+            groups.append(responses[first : first + samples])
+    return groups
 
 
-def mean_and_ci95(results, key):
-    """Mean over problems and half-width of its 95% interval (normal)."""
-    values = np.array([result[key] for result in results], dtype=float)
-    return values.mean().item(), 1.96 * values.std(ddof=min(1, len(values) - 1)).item() / len(values) ** 0.5
+def mean_and_ci95(values):
+    """Mean over problems, and the half-width of its 95% interval (normal); 0 for a single problem."""
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return mean, 0.0
+    return mean, 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+
+
+def problem_result(group):
+    """What tables 1 to 4 of paper B need about one problem: a dict, from its list of Response."""
+    n_right = sum(response.right for response in group)
+    n_tokens = sum(len(response.ids) for response in group)
+    answers = []
+    for response in group:
+        said = extract_answer(response.text)
+        answers.append(None if said is None else normalize_answer(said))
+    result = {
+        "prompt": group[0].problem["prompt"],
+        "answer": group[0].problem["answer"],
+        "response": group[0].text,
+        "right": n_right,
+        "length": n_tokens / len(group),
+        "answer_entropy": answer_entropy(answers),  # over the distinct answers, in nats
+        "token_entropy": sum(response.entropy for response in group) / n_tokens,  # over all tokens, in nats
+    }
+    k = 1
+    while k <= len(group):
+        result[f"pass@{k}"] = pass_at_k(len(group), n_right, k)
+        k *= 2
+    return result
+
+
+def make_batches(responses, mini_batch, micro_batch):
+    """Responses in one padded tensor, and the rows that each update takes.
+
+    Returns tokens and mask, (N, L) both: prompt and response, padded on the right; the mask is 1 on the response. Then
+    a list of mini-batches of `mini_batch` rows, one optimiser step each. A mini-batch is a list of micro-batches
+    (rows, width), one forward and backward pass each: at most `micro_batch` rows of like length, and the longest one.
+    """
+    lengths = [len(response.problem["ids"]) + len(response.ids) for response in responses]
+    tokens = torch.zeros(len(responses), max(lengths), dtype=torch.long)
+    mask = torch.zeros(len(responses), max(lengths))
+    for i, response in enumerate(responses):
+        tokens[i, : lengths[i]] = torch.tensor(response.problem["ids"] + response.ids)
+        mask[i, len(response.problem["ids"]) : lengths[i]] = 1.0
+    mini_batches = []
+    for start in range(0, len(responses), mini_batch):
+        rows = list(range(start, min(start + mini_batch, len(responses))))
+        rows.sort(key=lambda row: lengths[row])
+        micro_batches = []
+        for first in range(0, len(rows), micro_batch):
+            part = rows[first : first + micro_batch]
+            micro_batches.append((part, lengths[part[-1]]))
+        mini_batches.append(micro_batches)
+    return tokens, mask, mini_batches
+
+
+def training_order(n_problems, n_needed, seed):
+    """Indices of at least n_needed training problems, in the order of training: every epoch is a permutation of all."""
+    order = []
+    epoch = 0
+    while len(order) < n_needed:
+        order.extend(np.random.default_rng([seed, epoch]).permutation(n_problems).tolist())
+        epoch += 1
+    return order
 
 
 def open_run(args):
     """Make the run folder with its config.json; returns the checkpoint that --resume goes on from, or None."""
-    out, config, saved = Path(args.out), Path(args.out, "config.json"), Path(args.out, "checkpoint.pt")
-    if args.resume != config.exists():
-        sys.exit(f"error: {out} holds {'no' * args.resume or 'a'} run: --resume goes on with one, --out names another")
-    before = json.loads(config.read_text())["args"] if args.resume else {}
-    free = ["resume", "out", "steps", "save_every", "gen_batch", "micro_batch", "gradient_checkpointing"]
-    changed = {k: v for k, v in before.items() if v != getattr(args, k, None) and k not in free}
-    if changed:
-        sys.exit(f"error: --resume: {out} was started with {changed}; give the same, or another --out")
+    out = Path(args.out)
+    config = out / "config.json"
+    if args.resume and not config.exists():
+        raise ValueError(f"--resume: {out} holds no run; leave out --resume to start one there")
+    if config.exists() and not args.resume:
+        raise ValueError(f"{out} holds a run: --resume goes on with it, --out names another folder")
+    if args.resume:
+        before = json.loads(config.read_text())["args"]
+        may_change = ["resume", "out", "steps", "save_every", "gen_batch", "micro_batch", "gradient_checkpointing"]
+        for name, value in before.items():
+            if name not in may_change and value != getattr(args, name, None):
+                raise ValueError(
+                    f"--resume: {out} was started with {name} = {value!r}; give the same, or another --out"
+                )
     out.mkdir(parents=True, exist_ok=True)
     about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
     config.write_text(json.dumps(about, indent=2) + "\n")
-    return torch.load(saved, map_location="cpu", weights_only=True) if saved.exists() else None
+    if (out / "checkpoint.pt").exists():
+        return torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
+    return None
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def save_checkpoint(path, state):
+    """Save under another name first: a kill leaves the old checkpoint or the new one, never half of one."""
+    unfinished = path.with_suffix(".tmp")
+    with open(unfinished, "wb") as file:  # given a path, torch.save has no OSError for a full disk
+        torch.save(state, file)
+    unfinished.replace(path)
 
 
 def draw_curves(path, rows, title):
-    """Accuracy, entropy, response length and, in the tiny world, leaps in a response, over training steps."""
+    """Draw the metrics, rows of metrics.jsonl, over training steps."""
     panels = {
-        "share of responses right": r"accuracy|test/(greedy|pass@1)",
-        "entropy (nats a token)": "entropy|test/token_entropy",
+        "share of responses right": ("accuracy", "test/accuracy", "test/pass@1", "test/greedy"),
+        "entropy (nats per token)": ("entropy", "test/entropy", "test/token_entropy"),
+        "response length (tokens)": ("length", "test/length"),
+        "actions in a training response": ("one_at_a_time", "two_at_once", "guess"),
     }
-    panels |= {"response length (tokens)": "(test/)?length", "leaps in a training response": "leaps_.*"}
+    colors = {"one_at_a_time": "tab:orange", "two_at_once": "tab:blue", "guess": "tab:green"}
     figure = Figure(figsize=(9, 6), layout="constrained")
-    for axis, (name, pattern) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        for key in (key for key in rows[-1] if re.fullmatch(pattern, key)):
-            points = np.array([(row["step"], row[key], row.get(f"{key}_ci95", 0.0)) for row in rows if key in row])
-            axis.errorbar(*points.T, fmt="o-" if "test/" in key else "-", ms=3, lw=1.2, label=key)
+    for axis, (name, keys) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for key in keys:
+            measured = [row for row in rows if key in row]
+            if not measured:
+                continue
+            steps = [row["step"] for row in measured]
+            values = [row[key] for row in measured]
+            half_widths = [row.get(f"{key}_ci95", 0.0) for row in measured]
+            line = "o-" if key.startswith("test/") else "-"
+            axis.errorbar(steps, values, half_widths, fmt=line, ms=3, lw=1.2, label=key, color=colors.get(key))
         axis.set(title=name, xlabel="training step", ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend(handles=axis.containers)
@@ -451,131 +696,179 @@ def draw_curves(path, rows, title):
 
 
 def main(args):
-    # ---- models and problems first: what is wrong with them shows before anything runs
+    # ---- models and problems first, so that errors come early
     transformers.utils.logging.disable_progress_bar()
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoding step is a new shape
-    device, G, out = args.device, args.group_size, Path(args.out)
-    load = AutoModelForCausalLM.from_pretrained
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoded token is a new shape
+    out = Path(args.out)
+    device = args.device
+    G = args.group_size
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
-        policy = load(args.model, dtype=torch.float32, use_safetensors=True).to(device)  # bf16 would round 1e-6 away
+        policy = load_model(args.model, device)
     except (OSError, ValueError) as error:  # neither a folder with a model nor a name on the hub
-        sys.exit(f"error: --model {args.model}: {' '.join(str(error).split())[:200]}")
-    bf16 = device == "cuda"  # a bf16 copy samples there, and the update runs under autocast
-    sampler = load(args.model, dtype=torch.bfloat16, use_safetensors=True).to(device) if bf16 else policy
-    reference = load(args.model, dtype=torch.float32, use_safetensors=True).to(device) if args.kl_coef else None
+        raise ValueError(f"--model {args.model}: {error}") from error
+    reference = load_model(args.model, device) if args.kl_coef > 0 else None
     limit = policy.config.max_position_embeddings - args.max_response
-    train, test = (read_problems(path, tokenizer, limit) for path in (args.train, args.test))
+    train = read_problems(args.train, tokenizer, limit)
+    test = read_problems(args.test, tokenizer, limit)
     saved = open_run(args)
 
     # ---- optimiser, data order, generator, log; a checkpoint puts all of them back
     if args.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
-    autocast = torch.autocast(device, torch.bfloat16, enabled=bf16)
     optimizer = torch.optim.AdamW(policy.parameters(), args.lr, weight_decay=args.weight_decay, fused=device == "cuda")
     generator = torch.Generator(device).manual_seed(args.seed)
-    epochs = 1 + args.steps * args.prompts_per_step // len(train)
-    order = np.concatenate([np.random.default_rng([args.seed, e]).permutation(len(train)) for e in range(epochs)])
-    log = {"metrics": [], "samples": []}
+    order = training_order(len(train), args.steps * args.prompts_per_step, args.seed)
+    cursor = 0  # how many problems of `order` were sampled
+    metrics = []
+    samples = []
     if saved:
         policy.load_state_dict(saved["model"])
-        sampler.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
-        log = saved["log"]
+        cursor = saved["cursor"]
+        metrics = saved["metrics"]
+        samples = saved["samples"]
 
-    done = len(log["metrics"])
-    bar = tqdm(range(done, args.steps + 1), initial=done, total=args.steps + 1, desc=args.algorithm, unit="step")
-    for step in bar:  # step 0 evaluates the base
+    first_step = len(metrics)
+    bar = tqdm(
+        range(first_step, args.steps + 1), initial=first_step, total=args.steps + 1, desc=args.algorithm, unit="step"
+    )
+    for step in bar:
         row = {"step": step}
-        if step:
-            # ---- 1. sample and check a fixed number of groups, informative or not: no dynamic sampling
-            responses, first = [], (step - 1) * args.prompts_per_step
-            for i in range(first, first + args.prompts_per_step, args.gen_batch):
-                problems = [train[j] for j in order[i : min(i + args.gen_batch, first + args.prompts_per_step)]]
-                responses += sample_and_check(sampler, tokenizer, problems, G, args.temperature, 1.0, generator, args)
-            rewards = torch.tensor([r["reward"] for r in responses], device=device).view(-1, G)  # (B, G)
-            row |= {"reward": rewards.mean().item()} | describe(responses)
+        responses = []
+        if step > 0:  # step 0 only evaluates the base model
+            # ---- 1. sample and check a fixed number of groups, whether they can teach or not: no dynamic sampling
+            end = cursor + args.prompts_per_step
+            while cursor < end:
+                problems = [train[i] for i in order[cursor : min(cursor + args.gen_batch, end)]]
+                cursor += len(problems)
+                sampling = (args.temperature, 1.0, generator)  # no top-p
+                responses.extend(sample_and_check(policy, tokenizer, problems, G, *sampling, args))
+            row["reward"] = sum(response.reward for response in responses) / len(responses)
+            row.update(response_metrics(responses))
 
-            # ---- 2. advantage: normalised over the whole group first, then masked
-            tokens, mask, plan = pack(responses, args.mini_batch * G, args.micro_batch)
-            tokens, mask = tokens.to(device), mask.to(device)  # (N, L)
-            logp_old, logp_ref = torch.zeros_like(mask), torch.zeros_like(mask)
+        if responses:
+            # ---- 2. old log-probs; advantages, normalised over the whole group first, then masked
+            tokens, mask, mini_batches = make_batches(responses, args.mini_batch * G, args.micro_batch)
+            tokens = tokens.to(device)  # (N, L)
+            mask = mask.to(device)  # (N, L)
+            logp_old = torch.zeros_like(mask)
+            logp_ref = torch.zeros_like(mask)
             policy.train()  # gradient checkpointing works in train mode only
-            for rows, width in (micro for mini in plan for micro in mini):
-                scored = tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer)
-                with torch.no_grad(), autocast:
-                    logp_old[rows, :width] = token_logprobs(policy, *scored)[0]
-                    if reference is not None:
-                        logp_ref[rows, :width] = token_logprobs(reference, *scored)[0]
-            seen = torch.tensor([x for r in responses for x in r["logp"]], device=device)  # by the sampler
-            row["sampler_gap"] = (seen - logp_old[mask != 0]).abs().mean().item()
+            for micro_batches in mini_batches:
+                for rows, width in micro_batches:
+                    scored = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
+                    with torch.no_grad():
+                        logp_old[rows, :width], _ = token_logprobs(policy, *scored)
+                        if reference is not None:
+                            logp_ref[rows, :width], _ = token_logprobs(reference, *scored)
+            rewards = torch.tensor([response.reward for response in responses], device=device).view(-1, G)  # (B, G)
             adv = group_advantages(rewards)  # (B, G)
             if args.algorithm.endswith("-n"):
                 adv = negative_only(adv)
-            row["active"] = (adv != 0).float().mean().item()
+            row["active"] = (adv != 0).float().mean().item()  # share of the responses that give a gradient
             adv = adv.view(-1, 1).expand_as(mask)  # (N, L)
 
-            # ---- 3. update: an optimiser step a mini-batch, its loss normalised by the responses of all micro-batches
-            optimizer.param_groups[0]["lr"] = row["lr"] = args.lr * min(1.0, step / max(1, args.warmup_steps))
-            sums = Counter()
-            for mini in plan:
-                n_sequences, n_tokens = sum(len(rows) for rows, _ in mini), sum(mask[rows].sum() for rows, _ in mini)
-                for rows, width in mini:
-                    t, m, old, a, ref = (x[rows, :width] for x in (tokens, mask, logp_old, adv, logp_ref))
-                    with autocast:
-                        logp, entropy = token_logprobs(policy, t, m, args.temperature, len(tokenizer))
-                    clip, is_gspo = (args.eps_low, args.eps_high), args.algorithm.startswith("gspo")
-                    loss, stats = grpo_loss(logp, old, a, m, *clip, ref, args.kl_coef, n_sequences, is_gspo)
+            # ---- 3. update: an optimiser step per mini-batch; all its micro-batches divide by its number of responses
+            lr = args.lr * min(1.0, step / max(1, args.warmup_steps))
+            optimizer.param_groups[0]["lr"] = lr
+            totals = {"grad_norm": 0.0}
+            for micro_batches in mini_batches:
+                n_sequences = sum(len(rows) for rows, _ in micro_batches)
+                n_tokens = sum(mask[rows].sum() for rows, _ in micro_batches)
+                for rows, width in micro_batches:
+                    scored = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
+                    logp, entropy = token_logprobs(policy, *scored)
+                    loss, stats = grpo_loss(
+                        logp,
+                        logp_old[rows, :width],
+                        adv[rows, :width],
+                        mask[rows, :width],
+                        args.eps_low,
+                        args.eps_high,
+                        logp_ref[rows, :width],
+                        args.kl_coef,
+                        n_sequences,
+                        gspo=args.algorithm.startswith("gspo"),
+                    )
                     loss = loss - args.entropy_coef * entropy.sum() / n_tokens  # (8)
                     loss.backward()
-                    sums.update({name: value.item() for name, value in (stats | {"loss": loss}).items()})
-                norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm, error_if_nonfinite=True)
-                sums["grad_norm"] += norm.item()
+                    stats["loss"] = loss.detach()
+                    for name, value in stats.items():
+                        totals[name] = totals.get(name, 0.0) + value.item()
+                norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM, error_if_nonfinite=True)
+                totals["grad_norm"] += norm.item()
                 optimizer.step()
                 optimizer.zero_grad()
-            row |= {name: value / len(plan) for name, value in sums.items()}
-            sampler.load_state_dict(policy.state_dict())
-            if device == "cuda" and step == max(done, 1):
+            row["lr"] = lr
+            for name, total in totals.items():
+                row[name] = total / len(mini_batches)  # the mean over the optimiser steps
+            if device == "cuda" and step == max(first_step, 1):
                 tqdm.write(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 
-        # ---- 4. evaluate, log, save; the checkpoint comes last, under another name first: a kill leaves old or new
+        # ---- 4. evaluate
         at_checkpoint = step % args.eval_every == 0 or step == args.steps
         if at_checkpoint:
-            problems, seed = test[: args.eval_problems or None], args.seed + 1_000_003
-            sampled = evaluate(sampler, tokenizer, problems, args.eval_samples, args.temperature, 1.0, seed, args)
-            greedy = evaluate(sampler, tokenizer, problems, 1, 0.0, 1.0, seed, args)
-            scores = {k: mean_and_ci95(sampled, k) for k, value in sampled[0].items() if isinstance(value, float)}
-            for key, (mean, half) in (scores | {"greedy": mean_and_ci95(greedy, "right")}).items():
-                row |= {f"test/{key}": mean, f"test/{key}_ci95": half}
-            log["samples"] += [{"step": step} | result for result in sampled[:5]]
-            tqdm.write(f"step {step:4d}   {sampled[0]['prompt'][-60:]!r} -> {sampled[0]['response'][-90:]!r}")
-        log["metrics"].append(row)
-        for name, rows in log.items():
-            (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
-        bar.set_postfix({k: f"{row[k]:.3g}" for k in ("accuracy", "length", "entropy", "grad_norm") if k in row})
-        numbered = step > 0 and args.save_every > 0 and step % args.save_every == 0
-        for folder in [f"model_{step:06d}"] * numbered + ["model"] * (step == args.steps):
-            policy.save_pretrained(out / folder)
-            tokenizer.save_pretrained(out / folder)
-        if at_checkpoint:
-            title = f"grpo_n.py {args.model}: {args.algorithm}, seed {args.seed}"
-            draw_curves(out / "curves.png", log["metrics"], title)
-            state = {"model": policy.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
-            with open(out / "checkpoint.tmp", "wb") as file:  # given a path, torch.save has no OSError for a full disk
-                torch.save(state | {"generator": generator.get_state()}, file)
-            (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
+            problems = test[: args.eval_problems or None]
+            seed = args.seed + 1_000_003
+            groups = evaluate(policy, tokenizer, problems, args.eval_samples, args.temperature, 1.0, seed, args)
+            results = [problem_result(group) for group in groups]
+            for name in results[0]:
+                if name not in ("prompt", "answer", "response", "right"):
+                    mean, ci95 = mean_and_ci95([result[name] for result in results])
+                    row[f"test/{name}"] = mean
+                    row[f"test/{name}_ci95"] = ci95
+            greedy = evaluate(policy, tokenizer, problems, 1, 0.0, 1.0, seed, args)
+            row["test/greedy"], row["test/greedy_ci95"] = mean_and_ci95([group[0].right for group in greedy])
+            for result in results[:5]:
+                samples.append({"step": step, **result})
+            tqdm.write(f"step {step:4d}   {results[0]['prompt'][-60:]!r} -> {results[0]['response'][-90:]!r}")
 
-    # ---- 5. pass@k, answer-level and token-level entropy of the base and of the trained model
-    problems, models = test[: args.passk_problems or None], {}
-    sampling = args.passk_samples, args.passk_temperature, args.passk_top_p, args.seed + 2_000_003
-    names = [] if args.passk_samples == 0 else [args.model] if args.steps == 0 else [args.model, str(out / "model")]
+        # ---- 5. log and save; the checkpoint comes last
+        metrics.append(row)
+        write_jsonl(out / "metrics.jsonl", metrics)
+        write_jsonl(out / "samples.jsonl", samples)
+        bar.set_postfix(
+            {key: f"{row[key]:.3g}" for key in ("accuracy", "length", "entropy", "grad_norm") if key in row}
+        )
+        if step > 0 and args.save_every > 0 and step % args.save_every == 0:
+            policy.save_pretrained(out / f"model_{step:06d}")
+            tokenizer.save_pretrained(out / f"model_{step:06d}")
+        if step == args.steps:
+            policy.save_pretrained(out / "model")
+            tokenizer.save_pretrained(out / "model")
+        if at_checkpoint:
+            draw_curves(out / "curves.png", metrics, f"grpo_n.py {args.model}: {args.algorithm}, seed {args.seed}")
+            state = {
+                "model": policy.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generator": generator.get_state(),
+                "cursor": cursor,
+                "metrics": metrics,
+                "samples": samples,
+            }
+            save_checkpoint(out / "checkpoint.pt", state)
+
+    # ---- 6. pass@k, answer-level and token-level entropy of the base and of the trained model
+    names = []
+    if args.passk_samples > 0:
+        names.append(args.model)
+        if args.steps > 0:
+            names.append(str(out / "model"))
+    results_of = {}
     for name in names:
-        model = load(name, dtype=torch.bfloat16 if bf16 else torch.float32, use_safetensors=True).to(device)
-        models[name] = evaluate(model, tokenizer, problems, *sampling, args)
-        for key in (key for key in models[name][0] if key.startswith("pass@") or key.endswith("entropy")):
-            print("{}  {:15s} {:.3f} ± {:.3f}".format(name, key, *mean_and_ci95(models[name], key)))
-        (out / "passk.json").write_text(json.dumps({"samples": args.passk_samples, "models": models}) + "\n")
+        model = load_model(name, device)
+        problems = test[: args.passk_problems or None]
+        sampling = (args.passk_samples, args.passk_temperature, args.passk_top_p, args.seed + 2_000_003)
+        results = [problem_result(group) for group in evaluate(model, tokenizer, problems, *sampling, args)]
+        results_of[name] = results
+        for key in results[0]:
+            if key.startswith("pass@") or key.endswith("entropy"):
+                mean, ci95 = mean_and_ci95([result[key] for result in results])
+                print(f"{name}  {key:15s} {mean:.3f} ± {ci95:.3f}")
+        table = {"samples": args.passk_samples, "models": results_of}
+        (out / "passk.json").write_text(json.dumps(table) + "\n")
 
 
 if __name__ == "__main__":
@@ -585,5 +878,5 @@ if __name__ == "__main__":
         sys.exit("stopped; --resume goes on from the last checkpoint")
     except torch.OutOfMemoryError:
         sys.exit("error: out of GPU memory; lower --micro-batch or --gen-batch, and go on with --resume")
-    except (OSError, ImportError) as error:  # no such file, full disk, missing package
-        sys.exit(f"error: {' '.join(str(error).split())[:300]}")
+    except (OSError, ValueError, ImportError) as error:  # no such file, full disk, wrong input, missing package
+        sys.exit(f"error: {' '.join(str(error).split())[:500]}")
