@@ -65,16 +65,14 @@ class Args:
     reweight: Literal["none", "low-prob", "dominate", "ppl"] = HfArg(default="none", help="equation (3), (4) or (5)")
     alpha: float = HfArg(default=0.2, help="strength of --reweight; 0 is DAPO, bit for bit")
     eps_low: float = HfArg(default=0.2, help="lower clip range of the ratio")
-    eps_high: float = HfArg(default=0.28, help="upper clip range of the ratio (clip-higher)")
+    eps_high: float = HfArg(default=0.28, help="upper clip range of the ratio")
     # rollouts
     steps: int = HfArg(default=100, help="training steps; each samples, then updates; 0 only evaluates --model")
     prompts_per_step: int = HfArg(default=16, help="prompts that a step trains on")
     group_size: int = HfArg(default=8, help="responses to a prompt, G")
     gen_batch: int = HfArg(default=16, help="prompts decoded side by side")
-    max_response: int = HfArg(default=128, help="response limit L_max, in tokens")
-    overlong_buffer: int = HfArg(
-        default=16, help="L_cache: over the last tokens of the limit the punishment grows to -1"
-    )
+    max_response: int = HfArg(default=128, help="response limit, in tokens")
+    overlong_buffer: int = HfArg(default=16, help="last tokens of the limit; over these a punishment grows to -1")
     temperature: float = HfArg(default=1.0, help="temperature of sampling and of every log-prob")
     rollout_top_p: float = HfArg(default=1.0, help="top-p of the rollouts (figure 3c); scored by the full softmax")
     # optimisation
@@ -117,7 +115,7 @@ def parse_args(argv=None):
 
 # ------------------------------------------------------------------------------------------------ maths: tensors alone
 def group_advantages(rewards):
-    """Rewards normalised in their group (DAPO eq. 9): (B, G) -> (B, G). Equal rewards give exactly 0."""
+    """Rewards normalised in their group: (B, G) -> (B, G). Equal rewards give exactly 0."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
     advantages = centred / (std + 1e-6)  # (2), with n - 1 and 1e-6 as in the released code
@@ -670,7 +668,6 @@ def main(args):
     limit = policy.config.max_position_embeddings - args.max_response
     train = read_problems(args.train, tokenizer, limit)
     test = read_problems(args.test, tokenizer, limit)
-    test = test[: args.eval_problems or None]
     saved = open_run(args)
 
     # ---- optimiser, data order, generator, log; a checkpoint puts all of them back
@@ -692,7 +689,7 @@ def main(args):
         samples = saved["samples"]
 
     first_step = len(metrics)
-    bar = tqdm(range(first_step, args.steps + 1), initial=first_step, total=args.steps + 1, desc="dapo", unit="step")
+    bar = tqdm(range(first_step, args.steps + 1), initial=first_step, total=args.steps + 1, unit="step")
     for step in bar:
         row = {"step": step}
         responses = []
@@ -719,7 +716,7 @@ def main(args):
             row["groups"] = len(groups)
 
         if responses:
-            # ---- 2. old log-probs; advantages, normalised in their group and reweighted
+            # ---- 2. old log-probs, then advantages
             tokens, mask, mini_batches = make_batches(responses, args.mini_batch * G, args.micro_batch)
             tokens = tokens.to(device)  # (N, L)
             mask = mask.to(device)  # (N, L)
@@ -740,7 +737,7 @@ def main(args):
                 adv = reweight_ppl(adv, logp_old.view_as(adv), mask.view_as(adv), args.alpha)
             adv = adv.view_as(mask)  # (N, L)
 
-            # ---- 3. update: an optimiser step per mini-batch; all its micro-batches divide by its number of tokens
+            # ---- 3. update: an optimiser step per mini-batch; all its micro-batches divide by the same count
             lr = args.lr * min(1.0, step / max(1, args.warmup_steps))
             optimizer.param_groups[0]["lr"] = lr
             totals = {"grad_norm": 0.0}
@@ -777,17 +774,17 @@ def main(args):
         # ---- 4. evaluate
         at_checkpoint = step % args.eval_every == 0 or step == args.steps
         if at_checkpoint:
-            sampling = (args.temperature, 1.0, args.seed + 1_000_003)  # no top-p
-            groups = evaluate(policy, tokenizer, test, args.eval_samples, *sampling, args)
+            problems = test[: args.eval_problems or None]
+            seed = args.seed + 1_000_003
+            groups = evaluate(policy, tokenizer, problems, args.eval_samples, args.temperature, 1.0, seed, args)
             for name, value in response_metrics([response for group in groups for response in group]).items():
                 row[f"test/{name}"] = value
             shares = [sum(response.right for response in group) / len(group) for group in groups]
             row["test/accuracy"], row["test/accuracy_ci95"] = mean_and_ci95(shares)
-            for group in groups[:5]:
-                problem = group[0].problem
+            for problem, group in zip(problems[:5], groups[:5], strict=True):
                 example = {"prompt": problem["prompt"], "answer": problem["answer"], "response": group[0].text}
                 samples.append({"step": step, **example})
-            tqdm.write(f"step {step:4d}   {test[0]['prompt'][-60:]!r} -> {groups[0][0].text[-90:]!r}")
+            tqdm.write(f"step {step:4d}   {problems[0]['prompt'][-60:]!r} -> {groups[0][0].text[-90:]!r}")
 
         # ---- 5. log and save; the checkpoint comes last
         metrics.append(row)

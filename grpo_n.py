@@ -2,7 +2,8 @@
 
 What it shows: an algorithm that only lowers what failed does not tell the policy what to repeat. The logit of a failed
 token falls, and all others rise in proportion to their probability. So the entropy need not collapse. `--algorithm
-grpo-n` and `gspo-n` differ from their parents by one line and the default learning rate. Compare: `diff dapo.py grpo_n.py`.
+grpo-n` and `gspo-n` differ from their parents by one line and by the default learning rate. `diff dapo.py grpo_n.py`
+shows what differs from DAPO.
 
   Paper B: "The Debate on RLVR Reasoning Capability Boundary" (arXiv 2510.04028), sections 2 and 4, appendices B.5, C
   GRPO:    "DeepSeekMath" (arXiv 2402.03300)        GSPO: "Group Sequence Policy Optimization" (arXiv 2507.18071)
@@ -51,16 +52,14 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm, as in the released code of DAPO
+MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm, as in the released code
 LR = {"grpo": 4e-4, "grpo-n": 1e-4, "gspo": 4e-4, "gspo-n": 1e-4}  # for the tiny model: studies/grpo_n_lr.py
 
 
 @dataclass
 class Args:
     algorithm: Literal["grpo", "grpo-n", "gspo", "gspo-n"] = HfArg(default="grpo", help="-n: negative advantages only")
-    model: str = HfArg(
-        default="tiny/base", help="base model, also the frozen reference: a folder, or a name on the hub"
-    )
+    model: str = HfArg(default="tiny/base", help="base model: a folder, or a name on the hub")
     train: str = HfArg(default="tiny/train.jsonl", help='training problems, one {"prompt": ..., "answer": ...} a line')
     test: str = HfArg(default="tiny/test.jsonl", help="test problems, in the same format")
     out: str = HfArg(default="runs/grpo_n/default", help="folder of this run")
@@ -71,13 +70,13 @@ class Args:
         default="exact", help="math-verify needs the package of that name"
     )
     # the objective
-    eps_low: float = HfArg(default=0.2, help="lower clip range of the ratio; with GSPO of the sequence ratio")
+    eps_low: float = HfArg(default=0.2, help="lower clip range of the ratio")
     eps_high: float = HfArg(default=0.2, help="upper clip range of the ratio")
-    kl_coef: float = HfArg(default=1e-3, help="beta of the k3-KL to the base model; 0 loads no reference")
+    kl_coef: float = HfArg(default=1e-3, help="beta of the KL to the frozen base model; 0: none")
     entropy_coef: float = HfArg(default=1e-4, help="c of the entropy bonus")
     # rollouts
     steps: int = HfArg(default=140, help="training steps; each samples, then updates; 0 only evaluates --model")
-    prompts_per_step: int = HfArg(default=16, help="prompts in a step, whatever share of their responses is right")
+    prompts_per_step: int = HfArg(default=16, help="prompts that a step trains on")
     group_size: int = HfArg(default=8, help="responses to a prompt, G")
     gen_batch: int = HfArg(default=16, help="prompts decoded side by side")
     max_response: int = HfArg(default=128, help="response limit, in tokens")
@@ -92,7 +91,7 @@ class Args:
     # evaluation and files
     eval_every: int = HfArg(default=20, help="steps between evaluations; each also writes a checkpoint")
     eval_problems: int = HfArg(default=150, help="evaluate on the first N test problems; 0: all")
-    eval_samples: int = HfArg(default=4, help="responses to a test problem, next to the greedy one")
+    eval_samples: int = HfArg(default=4, help="responses to a test problem")
     passk_samples: int = HfArg(default=64, help="responses per problem for pass@k of base and trained model; 0: none")
     passk_problems: int = HfArg(default=100, help="pass@k on the first N test problems; 0: all")
     passk_temperature: float = HfArg(default=1.0, help="temperature of pass@k (the paper: 0.6)")
@@ -126,7 +125,7 @@ def parse_args(argv=None):
 
 # ------------------------------------------------------------------------------------------------ maths: tensors alone
 def group_advantages(rewards):
-    """Rewards normalised in their group (paper B, section 2): (B, G) -> (B, G). Equal rewards give exactly 0."""
+    """Rewards normalised in their group: (B, G) -> (B, G). Equal rewards give exactly 0."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
     advantages = centred / (std + 1e-6)  # (2), with n - 1 and 1e-6 as in the released code
@@ -731,9 +730,7 @@ def main(args):
         samples = saved["samples"]
 
     first_step = len(metrics)
-    bar = tqdm(
-        range(first_step, args.steps + 1), initial=first_step, total=args.steps + 1, desc=args.algorithm, unit="step"
-    )
+    bar = tqdm(range(first_step, args.steps + 1), initial=first_step, total=args.steps + 1, unit="step")
     for step in bar:
         row = {"step": step}
         responses = []
@@ -749,7 +746,7 @@ def main(args):
             row.update(response_metrics(responses))
 
         if responses:
-            # ---- 2. old log-probs; advantages, normalised over the whole group first, then masked
+            # ---- 2. old log-probs, then advantages
             tokens, mask, mini_batches = make_batches(responses, args.mini_batch * G, args.micro_batch)
             tokens = tokens.to(device)  # (N, L)
             mask = mask.to(device)  # (N, L)
@@ -770,7 +767,7 @@ def main(args):
             row["active"] = (adv != 0).float().mean().item()  # share of the responses that give a gradient
             adv = adv.view(-1, 1).expand_as(mask)  # (N, L)
 
-            # ---- 3. update: an optimiser step per mini-batch; all its micro-batches divide by its number of responses
+            # ---- 3. update: an optimiser step per mini-batch; all its micro-batches divide by the same count
             lr = args.lr * min(1.0, step / max(1, args.warmup_steps))
             optimizer.param_groups[0]["lr"] = lr
             totals = {"grad_norm": 0.0}
@@ -823,7 +820,7 @@ def main(args):
             row["test/greedy"], row["test/greedy_ci95"] = mean_and_ci95([group[0].right for group in greedy])
             for result in results[:5]:
                 samples.append({"step": step, **result})
-            tqdm.write(f"step {step:4d}   {results[0]['prompt'][-60:]!r} -> {results[0]['response'][-90:]!r}")
+            tqdm.write(f"step {step:4d}   {problems[0]['prompt'][-60:]!r} -> {groups[0][0].text[-90:]!r}")
 
         # ---- 5. log and save; the checkpoint comes last
         metrics.append(row)
