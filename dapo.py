@@ -1,8 +1,9 @@
 """DAPO, and low-probability tokens: reinforcement learning with verifiable rewards in one file.
 
 What it shows: a base model that solves 7% of its problems learns to solve 94%, from nothing but a checker of final
-answers. In the tiny world (tiny/README.md) training has two stages. First the common, fair action replaces guessing.
-Then the rare, best action takes over. `--reweight low-prob` is the method of paper A.
+answers. In the tiny world (tiny/README.md) training has two stages. First `two_at_once`, an action that is common but
+often wrong, replaces `guess`. Then `one_at_a_time`, rare at first but nearly always right, takes over.
+`--reweight low-prob` is the method of paper A.
 
   Paper A: "On the Direction of RLVR Updates for LLM Reasoning" (arXiv 2603.22117), section 4.2
   DAPO:    "DAPO: An Open-Source LLM Reinforcement Learning System at Scale" (arXiv 2503.14476)
@@ -12,15 +13,20 @@ The equations, tagged (1) to (8) in the code:
   (2) A_i = (R_i - mean R) / std R over the G responses to one prompt, the same for every token         DAPO eq. 9
   (3) A_it <- (1 + alpha (1 - pi_old(y_it))) A_it        --reweight low-prob                            paper A, 4.2
   (4) A_it <- (alpha pi_old(y_it) + 1 - alpha) A_it      --reweight dominate                            arXiv 2505.12929
-  (5) A_i  <- (1 - alpha z_i) A_i                        --reweight ppl, z_i: (2) of the log-perplexity Deng et al. 2025
+  (5) A_i  <- (1 - alpha z_i) A_i                        --reweight ppl                                 Deng et al. 2025
+      z_i: the log-perplexity of response i, normalised in its group as R_i is in (2)
   (6) w_it = pi(y_it) / pi_old(y_it)                                                                    DAPO eq. 9
-  (7) J = 1 / (sum_i |y_i|) sum_i sum_t min(w A, clip(w, 1 - eps_low, 1 + eps_high) A)                  DAPO eq. 8
-  (8) where A < 0, the term of (7) is at least c A: "dual clip"                                         released code
+  (7) J = 1/n sum_i sum_t min(w_it A_it, clip(w_it, 1 - eps_low, 1 + eps_high) A_it)                    DAPO eq. 8
+      i: all responses of one optimiser step (--mini-batch prompts), n: the number of their tokens
+  (8) where A_it < 0, the term of (7) is not below c A_it: "dual clip"                                  released code
+alpha is --alpha, pi_old the policy that sampled.
 
-Differs from the paper and its released code: the defaults are sized for the tiny model (docs/dapo.md has the paper's).
-All is fp32, on a GPU too, and one model samples and is trained: in bf16, updates of 1e-6 would stay invisible to the
-sampler and to the ratio (docs/gpu.md). The old log-probs come from the code and the micro-batches of the update, so
-that the first ratio is exactly 1.
+Differences from DAPO and from paper A's released code:
+  - The defaults are sized for the tiny model (docs/dapo.md has the paper's).
+  - All is fp32, on a GPU too, and one model samples and is trained: bf16 would round updates of 1e-6 away, so that
+    neither the samples nor the ratio would show them (docs/gpu.md).
+  - The old log-probs are not the rollout's, which rounds differently. They are computed by the function and on the
+    micro-batches of the update, so that in the first optimiser step of a training step every ratio is exactly 1.
 
     python dapo.py                                                # tiny Qwen3 on two CPU cores, 5 minutes
     python dapo.py --model Qwen/Qwen2.5-0.5B-Instruct --train data/gsm8k/train.jsonl --test data/gsm8k/test.jsonl \\
@@ -67,20 +73,20 @@ class Args:
     eps_low: float = HfArg(default=0.2, help="lower clip range of the ratio")
     eps_high: float = HfArg(default=0.28, help="upper clip range of the ratio")
     # rollouts
-    steps: int = HfArg(default=100, help="training steps; each samples, then updates; 0 only evaluates --model")
+    steps: int = HfArg(default=100, help="training steps: sample, then update; --steps 0 only evaluates --model")
     prompts_per_step: int = HfArg(default=16, help="prompts that a step trains on")
     group_size: int = HfArg(default=8, help="responses to a prompt, G")
     gen_batch: int = HfArg(default=16, help="prompts decoded side by side")
     max_response: int = HfArg(default=128, help="response limit, in tokens")
-    overlong_buffer: int = HfArg(default=16, help="last tokens of the limit; over these a punishment grows to -1")
+    overlong_buffer: int = HfArg(default=16, help="over this many last tokens of the limit a punishment grows to -1")
     temperature: float = HfArg(default=1.0, help="temperature of sampling and of every log-prob")
-    rollout_top_p: float = HfArg(default=1.0, help="top-p of the rollouts (figure 3c); scored by the full softmax")
+    rollout_top_p: float = HfArg(default=1.0, help="top-p of rollouts (paper A, figure 3c); scored without it")
     # optimisation
     lr: float = HfArg(default=2e-4, help="learning rate of AdamW")
     warmup_steps: int = HfArg(default=10, help="training steps of linear warm-up")
     weight_decay: float = HfArg(default=0.1, help="decoupled weight decay")
     mini_batch: int = HfArg(default=8, help="prompts in an optimiser step")
-    micro_batch: int = HfArg(default=32, help="responses in one forward and backward pass: memory, not the gradient")
+    micro_batch: int = HfArg(default=32, help="responses in a forward and backward pass; changes memory only")
     gradient_checkpointing: bool = HfArg(default=False, help="save memory: recompute activations in the backward pass")
     # evaluation and files
     eval_every: int = HfArg(default=10, help="steps between evaluations; each also writes a checkpoint")
@@ -120,7 +126,7 @@ def group_advantages(rewards):
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
     advantages = centred / (std + 1e-6)  # (2), with n - 1 and 1e-6 as in the released code
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return advantages.masked_fill(equal, 0.0)  # rounding would leave a rest
+    return advantages.masked_fill(equal, 0.0)  # rounding would leave tiny values
 
 
 def overlong_penalty(lengths, max_len, buffer):
@@ -165,7 +171,7 @@ def dapo_loss(logp, logp_old, adv, mask, eps_low=0.2, eps_high=0.28, dual_clip=1
     """Clipped token-level objective with clip-higher and dual clip (DAPO eq. 8), negated -> (loss, stats).
 
     logp, logp_old, adv, mask: (N, T) each; mask is 1 on response tokens, of any dtype. The sum over these tokens is
-    divided by n_tokens, default mask.sum(). A micro-batch passes the count of its whole optimiser step; then the
+    divided by n_tokens, default mask.sum(). For a micro-batch, pass the number of its whole optimiser step: then the
     gradients and stats of the micro-batches add up to those of the step.
     stats: clip_low, clip_high and clip_dual, the shares of tokens whose gradient a clip set to zero; ratio, the mean
     of (6); kl, the k3 estimate of KL(old || new), in nats. Raises ValueError where the shapes differ.
@@ -176,7 +182,7 @@ def dapo_loss(logp, logp_old, adv, mask, eps_low=0.2, eps_high=0.28, dual_clip=1
     if n_tokens is None:
         n_tokens = mask.sum().clamp(min=1)
     log_ratio = (logp - logp_old.detach()).masked_fill(outside, 0.0)
-    ratio = log_ratio.clamp(max=20).exp()  # (6); beyond 88 exp is inf, and a clipped token's gradient 0 * inf
+    ratio = log_ratio.clamp(max=20).exp()  # (6); above 88, exp is inf, and 0 * inf is nan
     clipped = ratio.clamp(1 - eps_low, 1 + eps_high)
     objective = torch.min(ratio * adv, clipped * adv)  # (7)
     objective = torch.where(adv < 0, torch.max(objective, dual_clip * adv), objective)  # (8)
@@ -214,7 +220,7 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
         beyond_ordered = probability_before >= top_p
         beyond = torch.zeros_like(beyond_ordered).scatter(-1, order, beyond_ordered)
         scores = logp.masked_fill(beyond, -torch.inf)
-    if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise is an exact draw
+    if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise, -log(exponential noise), is an exact draw
         noise = torch.empty_like(logp).exponential_(generator=generator)
         scores = scores - noise.log()
     tokens = scores.argmax(-1)
@@ -234,10 +240,10 @@ def end_ids(tokenizer, *models):
 def rollout(
     model, prompts, group_size, max_new_tokens, eos_ids, n_vocab=None, temperature=1.0, top_p=1.0, generator=None
 ):
-    """Sample group_size responses to each of B prompts, keeping the probability that each token was drawn with.
+    """Sample group_size responses to each of B prompts, with the log-prob of every token.
 
     prompts: lists of ids. eos_ids: the ids that end a response. n_vocab: ids from there on, which pad the embedding
-    matrix, are never drawn. temperature, top_p, generator: as in sample_tokens; generation_config is not consulted.
+    matrix, are never drawn. temperature, top_p, generator: as in sample_tokens; no other setting counts.
     Returns a dict of tensors, N = B * group_size rows in group order, T tokens of the longest response:
       tokens (N, T), the ending id included; mask (N, T), 1 on response tokens; logp and entropy (N, T), of the full
       softmax, in nats; finished (N,), False where max_new_tokens cut the response.
@@ -310,7 +316,7 @@ def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=Non
 
     tokens, mask (N, L), right-padded, the mask of any dtype -> logp and entropy, (N, L) each, in nats: entry [i, t]
     belongs to tokens[i, t] and is 0 where the mask is 0. The head and the softmax over the ids below n_vocab see
-    `chunk` tokens at a time (default: 2^27 logits) and are recomputed in the backward pass, so that no tensor of all
+    `chunk` tokens at a time (default: 4096, or 2^27 logits) and are recomputed in the backward pass, so that no tensor of all
     tokens times the vocabulary is kept. For models whose logits are what the head returns (Qwen, Llama), not for those
     that scale or cap them afterwards (Gemma 2, Cohere, Granite). Raises ValueError where the shapes differ.
     """
@@ -412,7 +418,7 @@ def normalize_answer(answer):
 
 
 def is_correct(text, answer, verifier="exact"):
-    r"""Does the last \boxed{} of text hold the answer, as number or text? "math-verify" asks that package where not."""
+    r"""Does the last \boxed{} of text hold the answer, as number or text? If not, "math-verify" asks that package."""
     said = extract_answer(text)
     if not said or len(said) > 1000:
         return False
@@ -430,7 +436,7 @@ class Action(NamedTuple):
     """What the writer of a tiny-world response did at a choice; positions are indices into the response's text."""
 
     name: str  # "one_at_a_time", "two_at_once", or "guess": the box while operations are left, or three at once
-    choices: list  # positions where the writer chose between these
+    choices: list  # positions where the writer chose one of these actions
     result: tuple  # (start, end) of the number that the action computes
     connective: int | None  # position of the connective that ends the action; the box has none
 
@@ -438,8 +444,11 @@ class Action(NamedTuple):
 def read_actions(prompt, text):
     r"""The actions of a tiny-world response, in order; none for any other prompt. Ends where the text is malformed.
 
-    "63*2-2=24; 77-7=70 so \boxed{24,71}", which answers the prompt "63*2-2,77-7+2-1?", has the actions two_at_once
-    (63*2-2), one_at_a_time (77-7) and guess (the box, where 70+2-1 is left). A box with nothing left is no action.
+    The text "63*2-2=24; 77-7=70 so \boxed{24,71}" answers the prompt "63*2-2,77-7+2-1?", modulo 100. Its actions:
+      two_at_once    63*2-2   choices [0, 4]    result (7, 9)    connective 9
+      one_at_a_time  77-7     choices [11, 15]  result (16, 18)  connective 18
+      guess          the box  choices [22]      result (29, 34)  connective None: 70+2-1 was not written
+    A box with no operations left is no action.
     """
     actions = []
     if not re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt):
@@ -455,13 +464,16 @@ def read_actions(prompt, text):
         else:
             n_done = len(operations) // 2
             choices = []
-            if operations_left:  # before the action, and after each of its operations while the chain has more
-                choices.append(match.start())
-                for i in range(1, min(n_done, operations_left[0] - 1) + 1):
-                    choices.append(match.start(1) + 2 * i)
-                operations_left[0] -= n_done
-                if operations_left[0] <= 0:
+            if operations_left:
+                choices.append(match.start())  # before the action
+            for i in range(1, n_done + 1):  # and after each of its operations, while the chain has more
+                if not operations_left:
+                    break
+                operations_left[0] -= 1
+                if operations_left[0] == 0:
                     operations_left.pop(0)
+                    break
+                choices.append(match.start(1) + 2 * i)
             name = {1: "one_at_a_time", 2: "two_at_once"}.get(n_done, "guess")
             actions.append(Action(name, choices, match.span(2), match.start(3)))
         match = pattern.match(text, match.end())
@@ -513,7 +525,7 @@ def sample_and_check(model, tokenizer, problems, group_size, temperature, top_p,
         ids = out["tokens"][i, :length].tolist()
         text = tokenizer.decode(ids, skip_special_tokens=True)
         right = is_correct(text, problem["answer"], args.verifier)
-        reward = (1.0 if right else -1.0) + penalties[i].item()  # (1)
+        reward = (1.0 if right else -1.0) + penalties[i].item()  # (1); other rewards go here
         entropy = out["entropy"][i, :length].sum().item()
         finished = out["finished"][i].item()
         responses.append(Response(problem, ids, text, entropy, right, reward, finished))
@@ -555,12 +567,13 @@ def mean_and_ci95(values):
     return mean, 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
 
 
-def make_batches(responses, mini_batch, micro_batch):
+def make_batches(responses, rows_per_update, rows_per_pass):
     """Responses in one padded tensor, and the rows that each update takes.
 
     Returns tokens and mask, (N, L) both: prompt and response, padded on the right; the mask is 1 on the response. Then
-    a list of mini-batches of `mini_batch` rows, one optimiser step each. A mini-batch is a list of micro-batches
-    (rows, width), one forward and backward pass each: at most `micro_batch` rows of like length, and the longest one.
+    a list of mini-batches, one optimiser step each, of `rows_per_update` rows. A mini-batch is a list of micro-batches
+    (rows, width), one forward and backward pass each: at most `rows_per_pass` rows of similar length, and the length of
+    the longest of them.
     """
     lengths = [len(response.problem["ids"]) + len(response.ids) for response in responses]
     tokens = torch.zeros(len(responses), max(lengths), dtype=torch.long)
@@ -569,12 +582,12 @@ def make_batches(responses, mini_batch, micro_batch):
         tokens[i, : lengths[i]] = torch.tensor(response.problem["ids"] + response.ids)
         mask[i, len(response.problem["ids"]) : lengths[i]] = 1.0
     mini_batches = []
-    for start in range(0, len(responses), mini_batch):
-        rows = list(range(start, min(start + mini_batch, len(responses))))
+    for start in range(0, len(responses), rows_per_update):
+        rows = list(range(start, min(start + rows_per_update, len(responses))))
         rows.sort(key=lambda row: lengths[row])
         micro_batches = []
-        for first in range(0, len(rows), micro_batch):
-            part = rows[first : first + micro_batch]
+        for first in range(0, len(rows), rows_per_pass):
+            part = rows[first : first + rows_per_pass]
             micro_batches.append((part, lengths[part[-1]]))
         mini_batches.append(micro_batches)
     return tokens, mask, mini_batches
@@ -609,7 +622,7 @@ def open_run(args):
     out.mkdir(parents=True, exist_ok=True)
     about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
     config.write_text(json.dumps(about, indent=2) + "\n")
-    if (out / "checkpoint.pt").exists():
+    if args.resume and (out / "checkpoint.pt").exists():
         return torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
     return None
 
@@ -621,13 +634,13 @@ def write_jsonl(path, rows):
 def save_checkpoint(path, state):
     """Save under another name first: a kill leaves the old checkpoint or the new one, never half of one."""
     unfinished = path.with_suffix(".tmp")
-    with open(unfinished, "wb") as file:  # given a path, torch.save has no OSError for a full disk
+    with open(unfinished, "wb") as file:  # an open file, so that a full disk raises OSError
         torch.save(state, file)
     unfinished.replace(path)
 
 
 def draw_curves(path, rows, title):
-    """Draw the metrics, rows of metrics.jsonl, over training steps."""
+    """Draw what the rows of metrics.jsonl have, of either trainer, over training steps."""
     panels = {
         "share of responses right": ("accuracy", "test/accuracy", "test/pass@1", "test/greedy"),
         "entropy (nats per token)": ("entropy", "test/entropy", "test/token_entropy"),
@@ -706,9 +719,9 @@ def main(args):
                 for first in range(0, len(batch), G):
                     group = batch[first : first + G]
                     n_right = sum(response.right for response in group)
-                    if 0 < n_right < G:
+                    if 0 < n_right < G:  # by right alone, as in DAPO, not by reward
                         groups.append(group)
-            groups = groups[: args.prompts_per_step]
+            groups = groups[: args.prompts_per_step]  # what is left over is not kept
             responses = [response for group in groups for response in group]
             row["reward"] = sum(response.reward for response in sampled) / len(sampled)
             row.update(response_metrics(sampled))
@@ -724,9 +737,9 @@ def main(args):
             policy.train()  # gradient checkpointing works in train mode only
             for micro_batches in mini_batches:
                 for rows, width in micro_batches:
-                    scored = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
+                    inputs = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
                     with torch.no_grad():
-                        logp_old[rows, :width], _ = token_logprobs(policy, *scored)
+                        logp_old[rows, :width], _ = token_logprobs(policy, *inputs)
             rewards = torch.tensor([response.reward for response in responses], device=device).view(-1, G)  # (B, G)
             adv = group_advantages(rewards)[:, :, None].repeat(1, 1, mask.shape[1])  # (B, G, L)
             if args.reweight == "low-prob":
@@ -744,9 +757,9 @@ def main(args):
             for micro_batches in mini_batches:
                 n_tokens = sum(mask[rows].sum() for rows, _ in micro_batches)
                 for rows, width in micro_batches:
-                    scored = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
-                    # [0] alone: an entropy that lives on holds each chunk's softmax until the backward pass
-                    logp = token_logprobs(policy, *scored)[0]
+                    inputs = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
+                    # [0] alone: an entropy that is kept would keep the softmax of each chunk in memory
+                    logp = token_logprobs(policy, *inputs)[0]
                     loss, stats = dapo_loss(
                         logp,
                         logp_old[rows, :width],

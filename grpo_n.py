@@ -19,12 +19,13 @@ The equations, tagged (1) to (9) in the code:
   (8) + c H: entropy bonus, the mean over tokens of the full-vocabulary entropy                       paper B, section 4
   (9) pass@k = E_x[1 - C(n - c, k) / C(n, k)], c of n responses right                                 paper B, section 4
 
-Differs from the paper: the defaults are sized for the tiny model (docs/grpo_n.md has the paper's, and the sweep that
-chose the learning rates). k3 is averaged per sequence, like (5). GSPO's own paper clips w_i at --eps-low 3e-4
---eps-high 4e-4, paper B at 0.2.
-All is fp32, on a GPU too, and one model samples and is trained: in bf16, updates of 1e-6 would stay invisible to the
-sampler and to the ratio (docs/gpu.md). The old log-probs come from the code and the micro-batches of the update, so
-that the first ratio is exactly 1.
+Differences from paper B:
+  - The defaults are sized for the tiny model (docs/grpo_n.md has the paper's, and the sweep that chose the rates).
+  - k3 is averaged per sequence, like (5). GSPO's own paper clips w_i at --eps-low 3e-4 --eps-high 4e-4, B at 0.2.
+  - All is fp32, on a GPU too, and one model samples and is trained: bf16 would round updates of 1e-6 away, so that
+    neither the samples nor the ratio would show them (docs/gpu.md).
+  - The old log-probs are not the rollout's, which rounds differently. They are computed by the function and on the
+    micro-batches of the update, so that in the first optimiser step of a training step every ratio is exactly 1.
 
     python grpo_n.py                                     # GRPO on the tiny Qwen3, two CPU cores
     python grpo_n.py --algorithm grpo-n --out runs/grpo_n/grpo-n
@@ -75,7 +76,7 @@ class Args:
     kl_coef: float = HfArg(default=1e-3, help="beta of the KL to the frozen base model; 0: none")
     entropy_coef: float = HfArg(default=1e-4, help="c of the entropy bonus")
     # rollouts
-    steps: int = HfArg(default=140, help="training steps; each samples, then updates; 0 only evaluates --model")
+    steps: int = HfArg(default=140, help="training steps: sample, then update; --steps 0 only evaluates --model")
     prompts_per_step: int = HfArg(default=16, help="prompts that a step trains on")
     group_size: int = HfArg(default=8, help="responses to a prompt, G")
     gen_batch: int = HfArg(default=16, help="prompts decoded side by side")
@@ -86,7 +87,7 @@ class Args:
     warmup_steps: int = HfArg(default=10, help="training steps of linear warm-up")
     weight_decay: float = HfArg(default=0.1, help="decoupled weight decay")
     mini_batch: int = HfArg(default=8, help="prompts in an optimiser step")
-    micro_batch: int = HfArg(default=32, help="responses in one forward and backward pass: memory, not the gradient")
+    micro_batch: int = HfArg(default=32, help="responses in a forward and backward pass; changes memory only")
     gradient_checkpointing: bool = HfArg(default=False, help="save memory: recompute activations in the backward pass")
     # evaluation and files
     eval_every: int = HfArg(default=20, help="steps between evaluations; each also writes a checkpoint")
@@ -130,7 +131,7 @@ def group_advantages(rewards):
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
     advantages = centred / (std + 1e-6)  # (2), with n - 1 and 1e-6 as in the released code
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return advantages.masked_fill(equal, 0.0)  # rounding would leave a rest
+    return advantages.masked_fill(equal, 0.0)  # rounding would leave tiny values
 
 
 def negative_only(adv):
@@ -157,8 +158,8 @@ def grpo_loss(
     """Sequence-mean clipped objective (GRPO; GSPO), negated -> (loss, stats).
 
     logp, logp_old, adv, mask, logp_ref: (N, T) each; mask is 1 on response tokens, of any dtype. Each response is
-    averaged over its own tokens, then responses over n_sequences, default N. A micro-batch passes the count of its
-    whole optimiser step; then the gradients and stats of the micro-batches add up to those of the step. With
+    averaged over its own tokens, then responses over n_sequences, default N. For a micro-batch, pass the number of its
+    whole optimiser step: then the gradients and stats of the micro-batches add up to those of the step. With
     kl_coef > 0 the k3-KL to logp_ref is added.
     stats, weighted like the loss: clip_low and clip_high, the shares whose gradient the clip set to zero; ratio; kl,
     the k3 estimate of KL(old || new), in nats; kl_ref. Raises ValueError where the shapes differ.
@@ -176,7 +177,7 @@ def grpo_loss(
     log_ratio = logp - logp_old
     if gspo:
         log_ratio = log_ratio.sum(1, keepdim=True) / n_tokens  # (6), (N, 1)
-    ratio = log_ratio.clamp(max=20).exp()  # (4); beyond 88 exp is inf, and a clipped token's gradient 0 * inf
+    ratio = log_ratio.clamp(max=20).exp()  # (4); above 88, exp is inf, and 0 * inf is nan
     clipped = ratio.clamp(1 - eps_low, 1 + eps_high)
     objective = torch.min(ratio * adv, clipped * adv)  # (5)
     per_token = {
@@ -231,7 +232,7 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
         beyond_ordered = probability_before >= top_p
         beyond = torch.zeros_like(beyond_ordered).scatter(-1, order, beyond_ordered)
         scores = logp.masked_fill(beyond, -torch.inf)
-    if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise is an exact draw
+    if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise, -log(exponential noise), is an exact draw
         noise = torch.empty_like(logp).exponential_(generator=generator)
         scores = scores - noise.log()
     tokens = scores.argmax(-1)
@@ -251,10 +252,10 @@ def end_ids(tokenizer, *models):
 def rollout(
     model, prompts, group_size, max_new_tokens, eos_ids, n_vocab=None, temperature=1.0, top_p=1.0, generator=None
 ):
-    """Sample group_size responses to each of B prompts, keeping the probability that each token was drawn with.
+    """Sample group_size responses to each of B prompts, with the log-prob of every token.
 
     prompts: lists of ids. eos_ids: the ids that end a response. n_vocab: ids from there on, which pad the embedding
-    matrix, are never drawn. temperature, top_p, generator: as in sample_tokens; generation_config is not consulted.
+    matrix, are never drawn. temperature, top_p, generator: as in sample_tokens; no other setting counts.
     Returns a dict of tensors, N = B * group_size rows in group order, T tokens of the longest response:
       tokens (N, T), the ending id included; mask (N, T), 1 on response tokens; logp and entropy (N, T), of the full
       softmax, in nats; finished (N,), False where max_new_tokens cut the response.
@@ -327,7 +328,7 @@ def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=Non
 
     tokens, mask (N, L), right-padded, the mask of any dtype -> logp and entropy, (N, L) each, in nats: entry [i, t]
     belongs to tokens[i, t] and is 0 where the mask is 0. The head and the softmax over the ids below n_vocab see
-    `chunk` tokens at a time (default: 2^27 logits) and are recomputed in the backward pass, so that no tensor of all
+    `chunk` tokens at a time (default: 4096, or 2^27 logits) and are recomputed in the backward pass, so that no tensor of all
     tokens times the vocabulary is kept. For models whose logits are what the head returns (Qwen, Llama), not for those
     that scale or cap them afterwards (Gemma 2, Cohere, Granite). Raises ValueError where the shapes differ.
     """
@@ -429,7 +430,7 @@ def normalize_answer(answer):
 
 
 def is_correct(text, answer, verifier="exact"):
-    r"""Does the last \boxed{} of text hold the answer, as number or text? "math-verify" asks that package where not."""
+    r"""Does the last \boxed{} of text hold the answer, as number or text? If not, "math-verify" asks that package."""
     said = extract_answer(text)
     if not said or len(said) > 1000:
         return False
@@ -447,7 +448,7 @@ class Action(NamedTuple):
     """What the writer of a tiny-world response did at a choice; positions are indices into the response's text."""
 
     name: str  # "one_at_a_time", "two_at_once", or "guess": the box while operations are left, or three at once
-    choices: list  # positions where the writer chose between these
+    choices: list  # positions where the writer chose one of these actions
     result: tuple  # (start, end) of the number that the action computes
     connective: int | None  # position of the connective that ends the action; the box has none
 
@@ -455,8 +456,11 @@ class Action(NamedTuple):
 def read_actions(prompt, text):
     r"""The actions of a tiny-world response, in order; none for any other prompt. Ends where the text is malformed.
 
-    "63*2-2=24; 77-7=70 so \boxed{24,71}", which answers the prompt "63*2-2,77-7+2-1?", has the actions two_at_once
-    (63*2-2), one_at_a_time (77-7) and guess (the box, where 70+2-1 is left). A box with nothing left is no action.
+    The text "63*2-2=24; 77-7=70 so \boxed{24,71}" answers the prompt "63*2-2,77-7+2-1?", modulo 100. Its actions:
+      two_at_once    63*2-2   choices [0, 4]    result (7, 9)    connective 9
+      one_at_a_time  77-7     choices [11, 15]  result (16, 18)  connective 18
+      guess          the box  choices [22]      result (29, 34)  connective None: 70+2-1 was not written
+    A box with no operations left is no action.
     """
     actions = []
     if not re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt):
@@ -472,13 +476,16 @@ def read_actions(prompt, text):
         else:
             n_done = len(operations) // 2
             choices = []
-            if operations_left:  # before the action, and after each of its operations while the chain has more
-                choices.append(match.start())
-                for i in range(1, min(n_done, operations_left[0] - 1) + 1):
-                    choices.append(match.start(1) + 2 * i)
-                operations_left[0] -= n_done
-                if operations_left[0] <= 0:
+            if operations_left:
+                choices.append(match.start())  # before the action
+            for i in range(1, n_done + 1):  # and after each of its operations, while the chain has more
+                if not operations_left:
+                    break
+                operations_left[0] -= 1
+                if operations_left[0] == 0:
                     operations_left.pop(0)
+                    break
+                choices.append(match.start(1) + 2 * i)
             name = {1: "one_at_a_time", 2: "two_at_once"}.get(n_done, "guess")
             actions.append(Action(name, choices, match.span(2), match.start(3)))
         match = pattern.match(text, match.end())
@@ -529,7 +536,7 @@ def sample_and_check(model, tokenizer, problems, group_size, temperature, top_p,
         ids = out["tokens"][i, :length].tolist()
         text = tokenizer.decode(ids, skip_special_tokens=True)
         right = is_correct(text, problem["answer"], args.verifier)
-        reward = 1.0 if right else 0.0  # (1)
+        reward = 1.0 if right else 0.0  # (1); other rewards go here
         entropy = out["entropy"][i, :length].sum().item()
         finished = out["finished"][i].item()
         responses.append(Response(problem, ids, text, entropy, right, reward, finished))
@@ -596,12 +603,13 @@ def problem_result(group):
     return result
 
 
-def make_batches(responses, mini_batch, micro_batch):
+def make_batches(responses, rows_per_update, rows_per_pass):
     """Responses in one padded tensor, and the rows that each update takes.
 
     Returns tokens and mask, (N, L) both: prompt and response, padded on the right; the mask is 1 on the response. Then
-    a list of mini-batches of `mini_batch` rows, one optimiser step each. A mini-batch is a list of micro-batches
-    (rows, width), one forward and backward pass each: at most `micro_batch` rows of like length, and the longest one.
+    a list of mini-batches, one optimiser step each, of `rows_per_update` rows. A mini-batch is a list of micro-batches
+    (rows, width), one forward and backward pass each: at most `rows_per_pass` rows of similar length, and the length of
+    the longest of them.
     """
     lengths = [len(response.problem["ids"]) + len(response.ids) for response in responses]
     tokens = torch.zeros(len(responses), max(lengths), dtype=torch.long)
@@ -610,12 +618,12 @@ def make_batches(responses, mini_batch, micro_batch):
         tokens[i, : lengths[i]] = torch.tensor(response.problem["ids"] + response.ids)
         mask[i, len(response.problem["ids"]) : lengths[i]] = 1.0
     mini_batches = []
-    for start in range(0, len(responses), mini_batch):
-        rows = list(range(start, min(start + mini_batch, len(responses))))
+    for start in range(0, len(responses), rows_per_update):
+        rows = list(range(start, min(start + rows_per_update, len(responses))))
         rows.sort(key=lambda row: lengths[row])
         micro_batches = []
-        for first in range(0, len(rows), micro_batch):
-            part = rows[first : first + micro_batch]
+        for first in range(0, len(rows), rows_per_pass):
+            part = rows[first : first + rows_per_pass]
             micro_batches.append((part, lengths[part[-1]]))
         mini_batches.append(micro_batches)
     return tokens, mask, mini_batches
@@ -650,7 +658,7 @@ def open_run(args):
     out.mkdir(parents=True, exist_ok=True)
     about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
     config.write_text(json.dumps(about, indent=2) + "\n")
-    if (out / "checkpoint.pt").exists():
+    if args.resume and (out / "checkpoint.pt").exists():
         return torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
     return None
 
@@ -662,13 +670,13 @@ def write_jsonl(path, rows):
 def save_checkpoint(path, state):
     """Save under another name first: a kill leaves the old checkpoint or the new one, never half of one."""
     unfinished = path.with_suffix(".tmp")
-    with open(unfinished, "wb") as file:  # given a path, torch.save has no OSError for a full disk
+    with open(unfinished, "wb") as file:  # an open file, so that a full disk raises OSError
         torch.save(state, file)
     unfinished.replace(path)
 
 
 def draw_curves(path, rows, title):
-    """Draw the metrics, rows of metrics.jsonl, over training steps."""
+    """Draw what the rows of metrics.jsonl have, of either trainer, over training steps."""
     panels = {
         "share of responses right": ("accuracy", "test/accuracy", "test/pass@1", "test/greedy"),
         "entropy (nats per token)": ("entropy", "test/entropy", "test/token_entropy"),
@@ -755,11 +763,11 @@ def main(args):
             policy.train()  # gradient checkpointing works in train mode only
             for micro_batches in mini_batches:
                 for rows, width in micro_batches:
-                    scored = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
+                    inputs = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
                     with torch.no_grad():
-                        logp_old[rows, :width], _ = token_logprobs(policy, *scored)
+                        logp_old[rows, :width], _ = token_logprobs(policy, *inputs)
                         if reference is not None:
-                            logp_ref[rows, :width], _ = token_logprobs(reference, *scored)
+                            logp_ref[rows, :width], _ = token_logprobs(reference, *inputs)
             rewards = torch.tensor([response.reward for response in responses], device=device).view(-1, G)  # (B, G)
             adv = group_advantages(rewards)  # (B, G)
             if args.algorithm.endswith("-n"):
@@ -775,8 +783,8 @@ def main(args):
                 n_sequences = sum(len(rows) for rows, _ in micro_batches)
                 n_tokens = sum(mask[rows].sum() for rows, _ in micro_batches)
                 for rows, width in micro_batches:
-                    scored = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
-                    logp, entropy = token_logprobs(policy, *scored)
+                    inputs = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
+                    logp, entropy = token_logprobs(policy, *inputs)
                     loss, stats = grpo_loss(
                         logp,
                         logp_old[rows, :width],
