@@ -328,7 +328,7 @@ def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=Non
 
     tokens, mask (N, L), right-padded, the mask of any dtype -> logp and entropy, (N, L) each, in nats: entry [i, t]
     belongs to tokens[i, t] and is 0 where the mask is 0. The head and the softmax over the ids below n_vocab see
-    `chunk` tokens at a time (default: 4096, or 2^27 logits) and are recomputed in the backward pass, so that no tensor of all
+    `chunk` tokens at a time (default: 4096, or 2^27 logits) and are recomputed in the backward pass: no tensor of all
     tokens times the vocabulary is kept. For models whose logits are what the head returns (Qwen, Llama), not for those
     that scale or cap them afterwards (Gemma 2, Cohere, Granite). Raises ValueError where the shapes differ.
     """
