@@ -4,11 +4,11 @@
     python data/prepare.py mmlu-pro --limit 128 --seed 1   # 128 questions drawn at random, as in paper B
     python data/prepare.py math --raw FOLDER               # from FOLDER/SPLIT.jsonl, rows in the data set's own format
 
-A row is {"system": ..., "prompt": ..., "answer": ...}: the prompt of paper B (arXiv 2510.04028, section 4), the answer
-as the verifier compares it. Rows whose answer cannot be extracted, and repeated prompts, are left out and counted.
+A row is {"system": ..., "prompt": ..., "answer": ...}, with the prompt of paper B (arXiv 2510.04028, section 4). Rows
+without an answer and repeated prompts are left out and counted.
 
   name           on the hub                         problems                 answer
-  gsm8k          openai/gsm8k                       7,473 train, 1,319 test  what stands behind ####
+  gsm8k          openai/gsm8k                       7,473 train, 1,319 test  the text behind ####
   math           EleutherAI/hendrycks_math          7,500 train, 5,000 test  last box of the solution
   math500        HuggingFaceH4/MATH-500             500 test                 given
   dapo-math-17k  BytedTsinghua-SIA/DAPO-Math-17k    about 17,400 train       given; the copy on the hub repeats rows
@@ -18,7 +18,7 @@ as the verifier compares it. Rows whose answer cannot be extracted, and repeated
   arc-c          allenai/ai2_arc                    1,119 train, 1,172 test  a letter
   mmlu-pro       TIGER-Lab/MMLU-Pro                 about 12,000 test        a letter, A to J
 
-The formats are those of the data sets' public cards; no hub could be reached where this was written.
+The formats are those of the data sets' public cards. No hub could be reached where this was written.
 """
 
 import argparse
@@ -27,172 +27,227 @@ import os
 import random
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
 SYSTEM = "You are a helpful assistant."
 ASK = "Please reason step by step, and put your final answer within \\boxed{}."
 ASK_LETTER = "Please reason step by step, and put the letter of your final answer within \\boxed{}."
-MATH = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra")
-MATH += ("precalculus",)
+LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
-class InputError(ValueError):
-    """Something that the user can mend: one sentence that names the file or flag, and the mend."""
-
-
+# --------------------------------------------------------- (problem, answer) of a row in the data set's own format
 def last_box(text):
-    r"""What stands in the last balanced \boxed{...} of the last 20,000 characters; None if there is none."""
-    text, opened, found = text[-20_000:], [], None
-    for brace in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):  # one pass and a stack: linear time
-        if brace[0] == "}":
-            start = opened.pop() if opened else None
-            if start is not None and (found is None or start > found[0]):
-                found = start, brace.start()
-        elif brace[0].endswith("{") and brace[0] != "\\{":
-            opened.append(brace.end() if brace[0] != "{" else None)
-    return None if found is None else text[slice(*found)].strip()
+    r"""What stands in the last \boxed{...} whose braces are balanced; None if there is none.
+
+    "so $\boxed{\frac{1}{2}}$." -> "\frac{1}{2}". Only the last 20,000 characters are read. \{ and \} are no braces.
+    """
+    text = text[-20_000:]
+    still_open = []  # for each open brace: where the text of its box begins, or None if it opens no box
+    last = -1
+    found = None
+    for match in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        token = match[0]
+        if token.startswith("\\boxed"):
+            still_open.append(match.end())
+        elif token == "{":
+            still_open.append(None)
+        elif token == "}" and still_open:
+            start = still_open.pop()
+            if start is not None and start > last:
+                last = start
+                found = text[start : match.start()].strip()
+    return found
 
 
 def from_gsm8k(row):
-    """(problem, answer) of a row of GSM8K; an empty answer where nothing stands behind ####."""
-    answer = row["answer"].rpartition("####")[2] if "####" in row["answer"] else ""
+    """(problem, answer) of a row of GSM8K; the answer is empty where the row has no ####."""
+    _, separator, answer = row["answer"].rpartition("####")
+    if not separator:
+        answer = ""
     return row["question"], answer.replace(",", "").strip()
 
 
 def from_math(row):
-    """(problem, answer) of a row of MATH: the last box of its solution."""
+    """(problem, answer) of a row of MATH: the answer is the last box of its solution."""
     return row["problem"], last_box(row["solution"])
 
 
 def from_dapo(row):
     """(problem, answer) of a row of DAPO-Math-17k, whose prompt wraps the problem in instructions of its own."""
-    text = row["prompt"][0]["content"]
-    body = re.fullmatch(
-        r"Solve the following math problem step by step\..*?\n\n(.*)\n\nRemember to put.*", text, re.DOTALL
-    )
-    return (body[1] if body else text), row["reward_model"]["ground_truth"]
+    prompt = row["prompt"][0]["content"]
+    answer = row["reward_model"]["ground_truth"]
+    before = r"Solve the following math problem step by step\..*?\n\n"
+    behind = r"\n\nRemember to put.*"
+    wrapped = re.fullmatch(f"{before}(.*){behind}", prompt, re.DOTALL)
+    if wrapped:
+        return wrapped[1], answer
+    return prompt, answer
 
 
-def given(problem, answer):
-    """A reader of rows that hold both under these names."""
-    return lambda row: (row[problem], row[answer])
+def from_problem(row):
+    """(problem, answer) of a row that holds both under these names."""
+    return row["problem"], row["answer"]
 
 
-def from_choices(question, texts, correct):
-    """(problem with lettered choices, letter), correct an index."""
-    lines = [f"{chr(65 + i)}. {text}" for i, text in enumerate(texts)]
-    return "\n".join([question, *lines]), chr(65 + correct)
+def from_question(row):
+    """(problem, answer) of a row that holds them as question and answer."""
+    return row["question"], row["answer"]
+
+
+def with_letters(question, choices):
+    """The question, and below it a line for each choice: "A. ...", "B. ...", and so on."""
+    lines = [question]
+    for i, choice in enumerate(choices):
+        lines.append(f"{LETTERS[i]}. {choice}")
+    return "\n".join(lines)
 
 
 def from_arc(row):
     """(problem, letter) of a row of ARC; its own labels are letters or numbers."""
     choices = row["choices"]
-    return from_choices(row["question"], choices["text"], choices["label"].index(row["answerKey"]))
+    correct = choices["label"].index(row["answerKey"])
+    return with_letters(row["question"], choices["text"]), LETTERS[correct]
 
 
 def from_mmlu(row):
     """(problem, letter) of a row of MMLU-Pro."""
-    return from_choices(row["question"], row["options"], ord(row["answer"]) - 65)
+    correct = LETTERS.index(row["answer"])
+    return with_letters(row["question"], row["options"]), LETTERS[correct]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set is, and how its rows are read: splits maps ours to the hub's, configs are its parts."""
-
-    hub: str
-    splits: dict
-    read: object
-    configs: tuple = (None,)
-    ask: str = ASK
+    hub: str  # name of the data set on the hub
+    splits: dict  # {"train" or "test": name of that split on the hub}
+    read: Callable  # row -> (problem, answer)
+    configs: tuple = (None,)  # the parts that the hub splits it into
+    ask: str = ASK  # what the prompt says after the problem
 
 
-BOTH = {"train": "train", "test": "test"}
+TRAIN_AND_TEST = {"train": "train", "test": "test"}
+MATH_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
 SOURCES = {
-    "gsm8k": Source("openai/gsm8k", BOTH, from_gsm8k, ("main",)),
-    "math": Source("EleutherAI/hendrycks_math", BOTH, from_math, MATH),
-    "math500": Source("HuggingFaceH4/MATH-500", {"test": "test"}, given("problem", "answer")),
+    "gsm8k": Source("openai/gsm8k", TRAIN_AND_TEST, from_gsm8k, configs=("main",)),
+    "math": Source("EleutherAI/hendrycks_math", TRAIN_AND_TEST, from_math, configs=MATH_SUBJECTS),
+    "math500": Source("HuggingFaceH4/MATH-500", {"test": "test"}, from_problem),
     "dapo-math-17k": Source("BytedTsinghua-SIA/DAPO-Math-17k", {"train": "train"}, from_dapo),
-    "aime24": Source("HuggingFaceH4/aime_2024", {"test": "train"}, given("problem", "answer")),
-    "aime25": Source("math-ai/aime25", {"test": "test"}, given("problem", "answer")),
-    "amc23": Source("math-ai/amc23", {"test": "test"}, given("question", "answer")),
-    "arc-c": Source("allenai/ai2_arc", BOTH, from_arc, ("ARC-Challenge",), ASK_LETTER),
+    "aime24": Source("HuggingFaceH4/aime_2024", {"test": "train"}, from_problem),
+    "aime25": Source("math-ai/aime25", {"test": "test"}, from_problem),
+    "amc23": Source("math-ai/amc23", {"test": "test"}, from_question),
+    "arc-c": Source("allenai/ai2_arc", TRAIN_AND_TEST, from_arc, configs=("ARC-Challenge",), ask=ASK_LETTER),
     "mmlu-pro": Source("TIGER-Lab/MMLU-Pro", {"test": "test"}, from_mmlu, ask=ASK_LETTER),
 }
 
 
-def raw_rows(source, split, folder):
-    """The rows of a split in the data set's own format: from FOLDER/SPLIT.jsonl if a folder is given, else the hub."""
-    if folder:
-        path = Path(folder) / f"{split}.jsonl"
+# ------------------------------------------------------------------------------------------------- reading and writing
+def rows_of_file(path):
+    """Yield the rows of a JSONL file. Raises ValueError, which names file and line, where it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines would cut at U+2028
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    for number, line in enumerate(lines, start=1):
         try:
-            lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not at U+2028
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
-                raise InputError(f"{path}, line {number}: this is not JSON: {line[:40]!r}") from None
-        return
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            raise ValueError(f"{path}, line {number}: this is not JSON: {line[:40]!r}") from None
+        yield row
+
+
+def rows_of_hub(source, split):
+    """Yield the rows of a split on the hub, all its parts; one at a time, as some data sets have a million.
+
+    Raises ValueError where the package datasets is missing.
+    """
     try:
         from datasets import load_dataset
     except ImportError:
-        raise InputError("the hub is read with the package datasets, which is missing: pip install datasets") from None
+        raise ValueError("the hub is read with the package datasets, which is missing: pip install datasets") from None
     for config in source.configs:
         yield from load_dataset(source.hub, config, split=split)
 
 
-def convert(rows, source):
-    """(rows for the scripts, {reason: number of rows left out}) of rows in the data set's own format."""
-    kept, left_out = {}, {"without an answer": 0, "repeated": 0}
+def make_problems(rows, source):
+    """(rows for the scripts, {reason: number of rows left out}) of rows in the data set's own format.
+
+    Raises ValueError, which names the row, where a row has another format.
+    """
+    problems = {}  # {prompt: row for the scripts}
+    left_out = {"without an answer": 0, "repeated": 0}
     for number, row in enumerate(rows, start=1):
         try:
             problem, answer = source.read(row)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
+            raise ValueError(
                 f"row {number} is not in the format of {source.hub}: {type(error).__name__} {error}; "
                 "the data set may have changed"
             ) from None
-        answer = "" if answer is None else str(answer).strip()
         prompt = f"{str(problem).strip()}\n{source.ask}"
+        answer = "" if answer is None else str(answer).strip()
         if not answer:
             left_out["without an answer"] += 1
-        elif prompt in kept:
+        elif prompt in problems:
             left_out["repeated"] += 1
         else:
-            kept[prompt] = {"system": SYSTEM, "prompt": prompt, "answer": answer}
-    return list(kept.values()), {reason: n for reason, n in left_out.items() if n}
+            problems[prompt] = {"system": SYSTEM, "prompt": prompt, "answer": answer}
+    return list(problems.values()), left_out
+
+
+def write_jsonl(path, rows):
+    """Write under another name first: a kill leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=SOURCES, help="data set")
-    parser.add_argument("--out", default=str(Path(__file__).resolve().parent), help="folder of NAME/ (default: data/)")
+    parser.add_argument("--out", default=str(HERE), help="folder in which the folder NAME/ is made (default: data/)")
     parser.add_argument("--raw", default="", help="folder with SPLIT.jsonl files to read instead of the hub")
     parser.add_argument("--limit", type=int, default=0, help="draw N rows of each split at random; 0: all, in order")
-    parser.add_argument("--seed", type=int, default=1, help="of --limit")
+    parser.add_argument("--seed", type=int, default=1, help="random seed of --limit")
     args = parser.parse_args(argv)
-    source, folder = SOURCES[args.name], Path(args.out) / args.name
-    for ours, theirs in source.splits.items():
-        rows, left_out = convert(raw_rows(source, theirs, args.raw), source)
-        if not rows:
-            raise InputError(f"no row of {args.name}'s split {theirs} has an answer; nothing was written for {ours}")
-        if args.limit:
-            rows = random.Random(args.seed).sample(rows, min(args.limit, len(rows)))
-        path = folder / f"{ours}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, path)
-        note = "".join(f", {n} left out: {reason}" for reason, n in left_out.items())
-        print(f"{path}: {len(rows)} problems{note}")
-    return 0
+    if args.limit < 0:
+        raise ValueError(f"--limit {args.limit}: want 0 or more")
+    source = SOURCES[args.name]
+    for split, split_on_hub in source.splits.items():
+        if args.raw:
+            rows = rows_of_file(Path(args.raw) / f"{split_on_hub}.jsonl")
+        else:
+            rows = rows_of_hub(source, split_on_hub)
+        problems, left_out = make_problems(rows, source)
+        if not problems:
+            raise ValueError(
+                f"no row of {args.name}'s split {split_on_hub} has an answer; nothing was written for {split}"
+            )
+        if args.limit > 0:
+            problems = random.Random(args.seed).sample(problems, min(args.limit, len(problems)))
+        path = Path(args.out) / args.name / f"{split}.jsonl"
+        write_jsonl(path, problems)
+        message = f"{path}: {len(problems)} problems"
+        for reason, count in left_out.items():
+            if count > 0:
+                message += f", {count} left out: {reason}"
+        print(message)
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
-    except (InputError, OSError) as error:
-        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        main()
+    except (OSError, ValueError) as error:  # full disk, no hub, wrong input
+        sys.exit(f"error: {error}")
