@@ -1,92 +1,103 @@
 """What RLVR changed, token by token: the signed log-probability difference between a base model and its RLVR model.
 
-Both models answer the same problems, and both score every token of both answers. Entropy and KL say where two models
-differ, dlogp also in which direction. Most tokens have not changed at all; in the tiny world, the few that have sit at
-the forks (how far to leap?) and not in the arithmetic. The run ends with a page of coloured tokens.
+What it shows: both models answer the same problems, and both score every token of both answers. Entropy and KL say
+where the models differ; dlogp also says in which direction. Most tokens have not changed at all. In the tiny world
+(tiny/README.md) nearly all of the change is at the choices: compute one operation at a time, or two at once? Hardly any
+of it is in the arithmetic. The run ends with a page of coloured tokens.
 
-  Paper A: "On the Direction of RLVR Updates for LLM Reasoning" (arXiv 2603.22117), sections 3.1 and 3.3
+  Paper A: "On the Direction of RLVR Updates for LLM Reasoning" (arXiv 2603.22117), sections 2, 3.1 and 3.3
 
-  (1) dlogp(y_t) = log pi_RL(y_t | x, y_<t) - log pi_base(y_t | x, y_<t), of a token, in nats           eq. 1
-  (2) H = -sum_v pi_v log pi_v, of base and of RL, v over the whole vocabulary                          section 3.1
-  (3) KL(RL||base) = sum_v pi_RL,v log (pi_RL,v / pi_base,v), KL(base||RL), and their mean              section 3.1
-  (4) |dJ/dz|_1 = |w A| 2 (1 - pi(y_t)), the gradient coefficient: z logits of an unclipped token,      lemma, 3.3
-      w its importance ratio, A its advantage
-  (5) overlap = sum over bins of min(share of RL's tokens, share of base's tokens), 1: no difference    ours
-      AUC = P(a token of RL's has the larger value), 1/2: no difference
+The equations, tagged (1) to (5) in the code:
+  (1) dlogp(y_t) = log pi_RL(y_t | x, y_<t) - log pi_base(y_t | x, y_<t), of a token, in nats           paper A, eq. 1
+  (2) H = -sum_v pi_v log pi_v, of base and of RL, v over the whole vocabulary                          section 2
+  (3) KL(RL||base) = sum_v pi_RL,v log(pi_RL,v / pi_base,v), KL(base||RL), and the mean of both         section 2
+  (4) |dJ/dz|_1 = |w A| 2 (1 - pi(y_t)), the gradient coefficient of an unclipped token                 lemma in 3.3
+      z: its logits, w: its importance ratio, A: its advantage
+  (5) overlap = sum over bins of min(share of RL's tokens, share of the base's tokens)                  ours
+      AUC = P(x > y) + P(x = y) / 2, x: the value of a token of RL's, y: of a token of the base's
+      two equal samples have overlap 1 and AUC 1/2
 
-The sign of (1) is no surprise: over RL's own tokens its expectation is KL(RL||base) >= 0, over the base's own tokens
--KL(base||RL) <= 0. How far the histograms part, and at how few tokens, is what one has to measure. The paper does so by
-eye; overlap and AUC have 95% intervals, by bootstrap over problems, as what answers one problem is not independent.
+The sign of (1) is no surprise. Over RL's own next token its expectation is KL(RL||base) >= 0, over the base's own it is
+-KL(base||RL) <= 0. What has to be measured is how far the two histograms part, and at how few tokens.
+
+Differences from the paper:
+  - The paper compares histograms by eye. Here overlap and AUC have 95% intervals. They are bootstraps over problems,
+    because the responses to one problem are not independent.
+  - All is fp32, on a GPU too: in bf16 most of a small dlogp would be rounding, because logits near 25 are 0.125 apart
+    (docs/gpu.md).
 
     python delta_logp.py                       # tiny pair on two CPU cores, under a minute
-    python delta_logp.py --check               # the lemma (4) against autograd on the RLVR model's own logits
+    python delta_logp.py --check               # the lemma (4) against autograd, on the RLVR model's own logits
     python delta_logp.py --base Qwen/Qwen2.5-1.5B --rlvr Open-Reasoner-Zero/Open-Reasoner-Zero-1.5B \\
         --data data/aime24/test.jsonl --max-response 4096 --micro-batch 4                                    # one GPU
 """
 
-import argparse
 import html
 import itertools
 import json
+import math
 import re
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
 import transformers
 from matplotlib.figure import Figure
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers.hf_argparser import HfArg
 
-SOURCES = ("base", "rlvr")  # who wrote a response
+SOURCES = ("base", "rlvr")  # the model that wrote a response
 METRICS = ("dlogp", "entropy_base", "entropy_rlvr", "kl", "kl_rlvr_base", "kl_base_rlvr")  # of a token, in nats
+KINDS = ("choice", "arithmetic", "connective", "copy")  # of a token in the tiny world, see token_kinds
+N_EXAMPLES = 4  # problems whose responses are drawn token by token
 
 
 @dataclass
 class Args:
-    base: str = "tiny/base"  # base model: a folder, or a name on the hub
-    rlvr: str = "tiny/rlvr"  # the model that RLVR made of it; its tokenizer and chat template serve both
-    data: str = "tiny/test.jsonl"  # problems, one {"prompt": ..., "answer": ...} a line
-    responses: str = ""  # score these responses instead of sampling: the format of responses.jsonl
-    out: str = "runs/delta_logp/default"  # folder of this run
-    resume: bool = False  # go on with the responses that --out holds
-    seed: int = 1  # of sampling and of the bootstrap
-    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"  # in bf16 on cuda
-    verifier: Literal["exact", "math-verify"] = "exact"  # of final answers; math-verify needs its package
-    problems: int = 100  # the first N problems of --data; 0: all
-    samples: int = 8  # responses of each model to a problem
-    gen_batch: int = 32  # prompts decoded side by side
-    max_response: int = 128  # response limit, in tokens
-    temperature: float = 1.0  # of sampling and of every log-prob
-    micro_batch: int = 64  # responses scored in one forward pass
-    bootstrap: int = 200  # resamples of the problems behind each interval
-    show: int = 4  # problems whose responses are drawn token by token
-    check: bool = False  # check the lemma (4) against autograd instead; exit status 1 if it fails
+    base: str = HfArg(default="tiny/base", help="base model: a folder, or a name on the hub")
+    rlvr: str = HfArg(default="tiny/rlvr", help="the model that RLVR made of it; its tokenizer serves both")
+    data: str = HfArg(default="tiny/test.jsonl", help='problems, one {"prompt": ..., "answer": ...} a line')
+    responses: str = HfArg(
+        default="", help="score the responses of this file, in the format of responses.jsonl, instead of sampling"
+    )
+    out: str = HfArg(default="runs/delta_logp/default", help="folder of this run")
+    resume: bool = HfArg(default=False, help="go on with the responses that --out holds")
+    seed: int = HfArg(default=1, help="random seed of sampling and of the bootstrap")
+    device: Literal["cpu", "cuda"] = HfArg(default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
+    verifier: Literal["exact", "math-verify"] = HfArg(
+        default="exact", help="math-verify needs the package of that name"
+    )
+    check: bool = HfArg(default=False, help="check the lemma (4) against autograd instead; exit status 1 if it fails")
+    # sampling and scoring
+    problems: int = HfArg(default=100, help="the first N problems of --data; 0: all")
+    samples: int = HfArg(default=8, help="responses of each model to a problem")
+    gen_batch: int = HfArg(default=32, help="prompts decoded side by side")
+    max_response: int = HfArg(default=128, help="response limit, in tokens")
+    temperature: float = HfArg(default=1.0, help="temperature of sampling and of every log-prob")
+    micro_batch: int = HfArg(default=64, help="responses scored in one forward pass")
+    # statistics
+    bootstrap: int = HfArg(default=200, help="resamples of the problems behind each interval")
 
     def __post_init__(self):
-        above_0 = "samples gen_batch max_response temperature micro_batch bootstrap"
-        if not all(getattr(self, name) > 0 for name in above_0.split()):
-            sys.exit(f"error: {above_0.replace(' ', ', ')} must be above 0")
+        for name in "samples gen_batch max_response temperature micro_batch bootstrap".split():
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: want a number above 0")
+        for name in "seed problems".split():
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: want 0 or more")
         if self.device == "cuda" and not torch.cuda.is_available():
-            sys.exit("error: --device cuda: PyTorch finds no CUDA device here")
+            raise ValueError("--device cuda: PyTorch finds no CUDA device here")
 
 
 def parse_args(argv=None):
-    """The fields of Args as flags, the comment behind each as its help text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", Path(__file__).read_text("utf-8"), re.MULTILINE))
-    for f in fields(Args):
-        kind = {"type": type(f.default), "choices": get_args(f.type) or None}
-        kind = {"action": "store_true"} if f.type is bool else kind | {"default": f.default}
-        help_text = f"{comments[f.name]} (default: {f.default})"
-        parser.add_argument("--" + f.name.replace("_", "-"), help=help_text, **kind)
+    """Command line -> Args: every field is a flag."""
+    parser = HfArgumentParser(Args, description=__doc__.splitlines()[0])
     return Args(**vars(parser.parse_args(argv)))
 
 
@@ -110,170 +121,304 @@ def kl_divergence(logp_p, logp_q):
     return terms.masked_fill(logp_p.exp() == 0, 0.0).sum(-1).clamp(min=0.0)
 
 
+def group_advantages(rewards):
+    """Rewards normalised in their group: (B, G) -> (B, G). Equal rewards give exactly 0."""
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
+    advantages = centred / (std + 1e-6)  # (2), with n - 1 and 1e-6 as in the released code
+    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
+    return advantages.masked_fill(equal, 0.0)  # rounding would leave tiny values
+
+
 def gradient_coefficient(logp, adv, ratio=1.0):
     """l1 norm of the policy gradient with respect to an unclipped token's logits (paper A, lemma): (...) -> (...).
 
-    Of its log-prob, advantage and importance ratio. Unlikely tokens get up to 2 |ratio * adv|, certain ones nothing.
+    logp, adv, ratio: log-prob, advantage and importance ratio of the token. Unlikely tokens get up to 2 |ratio * adv|,
+    certain ones 0. Raises ValueError where logp and adv differ in shape.
     """
+    if logp.shape != adv.shape:
+        raise ValueError(f"want logp and adv of one shape, not {tuple(logp.shape)} and {tuple(adv.shape)}")
     return (ratio * adv).abs() * 2 * -torch.expm1(logp)  # (4)
 
 
 def lemma_error(logits, tokens, seed=0):
     """Largest relative difference between (4) and the l1 norm that autograd finds: logits (N, V), ids (N,) -> float.
 
-    In float64, as 1 - pi cancels; without tokens of 1 - pi < 1e-9. Advantages and importance ratios are random.
+    Advantages and importance ratios are random. In float64, because 1 - pi cancels; without tokens of 1 - pi < 1e-9.
     """
     logits = logits.detach().double().requires_grad_()
     logp = torch.log_softmax(logits, dim=-1).gather(-1, tokens[:, None])[:, 0]
-    adv, log_ratio = torch.randn(2, len(tokens), generator=torch.Generator().manual_seed(seed)).to(logits)
-    ratio = (logp - (logp.detach() - 0.05 * log_ratio)).exp()  # pi / pi_old of the unclipped objective w A
-    (gradient,) = torch.autograd.grad((ratio * adv).sum(), logits)
-    expected, keep = gradient_coefficient(logp.detach(), adv, ratio.detach()), -torch.expm1(logp.detach()) > 1e-9
-    return ((gradient.abs().sum(-1) - expected).abs() / expected)[keep].max().item()
-
-
-def group_advantages(rewards):
-    """Rewards normalised in their group (DAPO eq. 9): (B, G) -> (B, G); equal rewards give exactly 0."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
-    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return (centred / (std + 1e-6)).masked_fill(equal, 0.0)  # n - 1 and 1e-6 as in the released code
+    noise = torch.randn(2, len(tokens), generator=torch.Generator().manual_seed(seed)).to(logits)
+    adv = noise[0]
+    logp_old = logp.detach() - 0.05 * noise[1]
+    ratio = (logp - logp_old).exp()
+    (gradient,) = torch.autograd.grad((ratio * adv).sum(), logits)  # of the unclipped objective w A
+    found = gradient.abs().sum(-1)
+    expected = gradient_coefficient(logp.detach(), adv, ratio.detach())
+    uncertain = -torch.expm1(logp.detach()) > 1e-9
+    return ((found - expected).abs() / expected)[uncertain].max().item()
 
 
 def histogram_overlap(a, b, weights_a, weights_b, edges):
-    """Overlap of two samples' weighted histograms, in [0, 1]; values beyond the edges count in the outermost bins."""
-    a, b = (np.clip(x, edges[0], edges[-1]) for x in (a, b))
-    a, b = np.histogram(a, edges, weights=weights_a)[0], np.histogram(b, edges, weights=weights_b)[0]
-    return np.minimum(a / a.sum(), b / b.sum()).sum()  # (5)
+    """Overlap of the weighted histograms of two samples, (A,) and (B,), in [0, 1].
+
+    Values beyond the edges count in the outermost bins.
+    """
+    counts_a, _ = np.histogram(np.clip(a, edges[0], edges[-1]), edges, weights=weights_a)
+    counts_b, _ = np.histogram(np.clip(b, edges[0], edges[-1]), edges, weights=weights_b)
+    return np.minimum(counts_a / counts_a.sum(), counts_b / counts_b.sum()).sum()  # (5)
 
 
 def auc(a, b, weights_a, weights_b):
-    """P(x > y) + P(x = y) / 2, x drawn from a and y from b: the area under the ROC curve of telling a from b."""
+    """P(x > y) + P(x = y) / 2, for x drawn from a (A,) and y from b (B,) by weight: the area under the ROC curve."""
     order = np.argsort(b)
-    below = np.concatenate([[0.0], np.cumsum(weights_b[order])])
-    left, right = (below[np.searchsorted(b[order], a, side=side)] for side in ("left", "right"))
-    return np.average((left + right) / 2, weights=weights_a) / below[-1]  # (5)
+    ordered = b[order]
+    weight_of_first = np.concatenate([[0.0], np.cumsum(weights_b[order])])  # [i]: of the i smallest values of b
+    below = weight_of_first[np.searchsorted(ordered, a, side="left")]  # (A,): weight of b < x
+    not_above = weight_of_first[np.searchsorted(ordered, a, side="right")]  # (A,): weight of b <= x
+    return np.average((below + not_above) / 2, weights=weights_a) / weight_of_first[-1]  # (5)
 
 
 def held_by_top(values, share):
-    """Share of sum |values| that the largest `share` (0 to 1) of the values hold; 0 if they are all 0."""
-    held = np.concatenate([[0.0], np.cumsum(np.sort(np.abs(values))[::-1], dtype=float)])
-    return np.interp(share * len(values), np.arange(len(held)), held) / (held[-1] or 1.0)
+    """The share of sum |values| that the largest `share` of the values, from 0 to 1, hold; 0 if all are 0."""
+    ordered = np.sort(np.abs(values))[::-1]
+    held = np.concatenate([[0.0], np.cumsum(ordered, dtype=float)])  # [i]: by the i largest
+    if held[-1] == 0:
+        return 0.0
+    return np.interp(share * len(values), np.arange(len(held)), held) / held[-1]
 
 
 # ------------------------------------------------------------------------------------------ model: sampling and scoring
-@torch.no_grad()
-def sample(model, prompts, copies, max_new_tokens, eos_ids, n_vocab, temperature, generator):
-    """Sample `copies` responses to each of B prompts (lists of ids), as `rollout` of dapo.py does: N = B * copies lists
-    of ids, in group order, one of eos_ids included. Ids from n_vocab on, which pad the embedding matrix, are not drawn.
+def load_model(name, device):
+    """A model of a folder or of the hub, in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    return model.to(device)
+
+
+def load_pair(base_name, rlvr_name, device):
+    """Two models of one vocabulary, and the tokenizer of the second, which serves both.
+
+    Raises ValueError where a name is neither a folder with a model nor on the hub, and where the vocabularies differ.
     """
-    width, device, cache = max(map(len, prompts)), model.device, None
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)  # (B, W), left-padded
-    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    models = []
+    tokenizers = []
+    for flag, name in (("--base", base_name), ("--rlvr", rlvr_name)):
+        try:
+            tokenizers.append(AutoTokenizer.from_pretrained(name))
+            models.append(load_model(name, device))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{flag} {name}: {error}") from error
+    differ = sorted(tokenizers[0].get_vocab().items() ^ tokenizers[1].get_vocab().items())
+    if differ:
+        raise ValueError(
+            f"{base_name} and {rlvr_name} do not share a vocabulary: {differ[:2]}; RLVR must start from --base"
+        )
+    return models[0], models[1], tokenizers[1]
+
+
+def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
+    """Draw one token per row from softmax(logits / temperature), cut to top-p: logits (N, V) -> three tensors (N,).
+
+    Returns tokens, logp and entropy. The last two are of the full softmax at that temperature, before the cut, in
+    nats. Temperature 0 is greedy; its logp and entropy are those of temperature 1.
+    """
+    logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # (N, V)
+    entropy = torch.special.entr(logp.exp()).sum(-1)
+    scores = logp
+    if top_p < 1:  # keep the smallest set of likeliest tokens whose probability reaches top_p
+        ordered, order = logp.exp().sort(dim=-1, descending=True)
+        probability_before = ordered.cumsum(-1) - ordered
+        beyond_ordered = probability_before >= top_p
+        beyond = torch.zeros_like(beyond_ordered).scatter(-1, order, beyond_ordered)
+        scores = logp.masked_fill(beyond, -torch.inf)
+    if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise, -log(exponential noise), is an exact draw
+        noise = torch.empty_like(logp).exponential_(generator=generator)
+        scores = scores - noise.log()
+    tokens = scores.argmax(-1)
+    return tokens, logp.gather(-1, tokens[:, None])[:, 0], entropy
+
+
+def end_ids(tokenizer, *models):
+    """The ids that end a response: the tokenizer's, and those of each model (a chat model has two)."""
+    ids = {tokenizer.eos_token_id}
+    for model in models:
+        eos = model.generation_config.eos_token_id  # an id, a list of ids, or None
+        ids.update(eos if isinstance(eos, list) else [eos])
+    return sorted(ids - {None})
+
+
+@torch.no_grad()
+def rollout(
+    model, prompts, group_size, max_new_tokens, eos_ids, n_vocab=None, temperature=1.0, top_p=1.0, generator=None
+):
+    """Sample group_size responses to each of B prompts, with the log-prob of every token.
+
+    prompts: lists of ids. eos_ids: the ids that end a response. n_vocab: ids from there on, which pad the embedding
+    matrix, are never drawn. temperature, top_p, generator: as in sample_tokens; no other setting counts.
+    Returns a dict of tensors, N = B * group_size rows in group order, T tokens of the longest response:
+      tokens (N, T), the ending id included; mask (N, T), 1 on response tokens; logp and entropy (N, T), of the full
+      softmax, in nats; finished (N,), False where max_new_tokens cut the response.
+    """
+    was_training = model.training
+    model.eval()  # in train mode, gradient checkpointing would switch the cache off
+    device = model.device
+
+    # ---- read every prompt once, padded on the left; then repeat what was read for its group
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)  # (B, W)
+    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)  # (B, W)
     position = (attention.cumsum(1) - 1).clamp(min=0)  # padding must not shift positions
-    ids, attention, position = (x.repeat_interleave(copies, dim=0) for x in (ids, attention, position))
-    live, stops = [[] for _ in ids], torch.tensor(eos_ids, device=device)
-    responses = [*live]  # the same lists: `live` loses those that have ended
-    for _ in range(max_new_tokens):
-        inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": position, "past_key_values": cache}
-        out = model(**inputs, use_cache=True, logits_to_keep=1)
-        logp, cache = torch.log_softmax(out.logits[:, -1, :n_vocab].float() / temperature, dim=-1), out.past_key_values
-        noise = torch.empty_like(logp).exponential_(generator=generator).log()
-        ids = (logp - noise).argmax(-1, keepdim=True)  # Gumbel-max: an exact draw from the full softmax
-        for response, new in zip(live, ids[:, 0].tolist(), strict=True):
-            response.append(new)
-        keep = (~torch.isin(ids[:, 0], stops)).nonzero()[:, 0]  # rows that have ended leave batch and cache
-        if len(keep) == 0:
+    out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
+    cache = out.past_key_values
+    cache.batch_repeat_interleave(group_size)
+    logits = out.logits[:, -1].repeat_interleave(group_size, dim=0)  # (N, V)
+    attention = attention.repeat_interleave(group_size, dim=0)  # (N, W)
+    position = position[:, -1:].repeat_interleave(group_size, dim=0)  # (N, 1)
+
+    # ---- draw a token for every row that has not ended, until none is left
+    n_rows = len(prompts) * group_size
+    tokens = torch.zeros(n_rows, max_new_tokens, dtype=torch.long, device=device)
+    mask = torch.zeros(n_rows, max_new_tokens, device=device)
+    logp = torch.zeros(n_rows, max_new_tokens, device=device)
+    entropy = torch.zeros(n_rows, max_new_tokens, device=device)
+    finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
+    stops = torch.tensor(eos_ids, device=device)
+    live = torch.arange(n_rows, device=device)  # the rows still in the batch
+    for t in range(max_new_tokens):
+        new, new_logp, new_entropy = sample_tokens(logits[:, :n_vocab], temperature, top_p, generator)
+        tokens[live, t] = new
+        mask[live, t] = 1.0
+        logp[live, t] = new_logp
+        entropy[live, t] = new_entropy
+        ended = torch.isin(new, stops)
+        finished[live[ended]] = True
+        if ended.all() or t + 1 == max_new_tokens:
             break
-        cache.batch_select_indices(keep)
-        live, ids = [live[i] for i in keep.tolist()], ids[keep]
-        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)[keep]
-        position = position[keep, -1:] + 1
-    return responses
+        if ended.any():  # rows that have ended leave the batch and the cache
+            keep = (~ended).nonzero()[:, 0]
+            live = live[keep]
+            new = new[keep]
+            attention = attention[keep]
+            position = position[keep]
+            cache.batch_select_indices(keep)
+        attention = torch.cat([attention, attention.new_ones(len(new), 1)], dim=1)
+        position = position + 1
+        out = model(
+            input_ids=new[:, None],
+            attention_mask=attention,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = out.logits[:, -1]
+    model.train(was_training)
+    longest = t + 1
+    return {
+        "tokens": tokens[:, :longest],
+        "mask": mask[:, :longest],
+        "logp": logp[:, :longest],
+        "entropy": entropy[:, :longest],
+        "finished": finished,
+    }
 
 
 @torch.no_grad()
-def score_pair(base, rlvr, rows, temperature=1.0, n_vocab=None, chunk=512):
-    """What both models say of the M response tokens of rows, row by row: {name: (M,)}, fp32, in nats.
+def score_pair(base, rlvr, tokens, mask, temperature=1.0, n_vocab=None, chunk=512):
+    """What both models say of each token whose mask is 1, given all before it -> {name: (N, L)}, in nats.
 
-    rows: dicts with lists of ids, "ids" of the prompt and "response_ids". Names: logp_base and logp_rlvr, of the token,
-    and METRICS, over all ids below n_vocab. Logits exist for `chunk` tokens at a time; no tensor exceeds (chunk, V).
-    For models whose logits are what the head returns (Qwen, Llama; not Gemma 2, Cohere, Granite).
+    tokens, mask (N, L), right-padded, the mask of any dtype; entry [i, t] belongs to tokens[i, t] and is 0 where the
+    mask is 0. Names: logp_base and logp_rlvr, of the token, and METRICS, over all ids below n_vocab. Logits exist for
+    `chunk` tokens at a time, so that no tensor of all tokens times the vocabulary is made. For models whose logits are
+    what the head returns (Qwen, Llama), not for those that scale or cap them afterwards (Gemma 2, Cohere, Granite).
+    Raises ValueError where the shapes differ.
     """
-    tokens = [torch.tensor(row["ids"] + row["response_ids"]) for row in rows]
-    scored = [torch.arange(1, len(x)) >= len(row["ids"]) for x, row in zip(tokens, rows, strict=True)]
-    tokens, scored = (pad_sequence(x, batch_first=True).to(base.device) for x in (tokens, scored))  # (N, L), (N, L - 1)
-    states = [model.base_model(tokens, use_cache=False)[0][:, :-1][scored].split(chunk) for model in (base, rlvr)]
-    chunks = []
-    for *pair, y in zip(*states, tokens[:, 1:][scored].split(chunk), strict=True):  # the state before y predicts y
-        logits = (m.get_output_embeddings()(x)[:, :n_vocab].float() for m, x in zip((base, rlvr), pair, strict=True))
-        old, new = (torch.log_softmax(x / temperature, dim=-1) for x in logits)
-        forward, backward = kl_divergence(new, old), kl_divergence(old, new)
-        logp = {"logp_base": old.gather(-1, y[:, None])[:, 0], "logp_rlvr": new.gather(-1, y[:, None])[:, 0]}
-        metrics = delta_logp(old, new, y), entropy(old), entropy(new), (forward + backward) / 2, forward, backward
-        chunks.append(logp | dict(zip(METRICS, metrics, strict=True)))
-    return {name: torch.cat([metrics[name] for metrics in chunks]).cpu() for name in chunks[0]}
+    if tokens.shape != mask.shape:
+        raise ValueError(f"want tokens and mask of one shape, not {tuple(tokens.shape)} and {tuple(mask.shape)}")
+    base_states = base.base_model(tokens, use_cache=False)[0]  # (N, L, hidden); causal: right padding needs no mask
+    rlvr_states = rlvr.base_model(tokens, use_cache=False)[0]
+    scored = mask[:, 1:] != 0  # (N, L - 1): the state at t - 1 predicts the token at t
+    base_chunks = base_states[:, :-1][scored].split(chunk)
+    rlvr_chunks = rlvr_states[:, :-1][scored].split(chunk)
+    target_chunks = tokens[:, 1:][scored].split(chunk)
+    parts = {name: [] for name in ("logp_base", "logp_rlvr", *METRICS)}
+    for base_hidden, rlvr_hidden, targets in zip(base_chunks, rlvr_chunks, target_chunks, strict=True):
+        base_logits = base.get_output_embeddings()(base_hidden)[:, :n_vocab].float() / temperature  # (chunk, V)
+        rlvr_logits = rlvr.get_output_embeddings()(rlvr_hidden)[:, :n_vocab].float() / temperature
+        logp_base = torch.log_softmax(base_logits, dim=-1)
+        logp_rlvr = torch.log_softmax(rlvr_logits, dim=-1)
+        kl_rlvr_base = kl_divergence(logp_rlvr, logp_base)
+        kl_base_rlvr = kl_divergence(logp_base, logp_rlvr)
+        parts["logp_base"].append(logp_base.gather(-1, targets[:, None])[:, 0])
+        parts["logp_rlvr"].append(logp_rlvr.gather(-1, targets[:, None])[:, 0])
+        parts["dlogp"].append(delta_logp(logp_base, logp_rlvr, targets))
+        parts["entropy_base"].append(entropy(logp_base))
+        parts["entropy_rlvr"].append(entropy(logp_rlvr))
+        parts["kl"].append((kl_rlvr_base + kl_base_rlvr) / 2)
+        parts["kl_rlvr_base"].append(kl_rlvr_base)
+        parts["kl_base_rlvr"].append(kl_base_rlvr)
+    where = torch.nn.functional.pad(scored, (1, 0))  # (N, L)
+    zeros = torch.zeros(tokens.shape, device=tokens.device)
+    return {name: zeros.masked_scatter(where, torch.cat(values)) for name, values in parts.items()}
 
 
 # ----------------------------------------------------------------------------------------- task: problems and verifier
 def read_problems(path, tokenizer, limit):
-    """Rows {"prompt": str, "answer": str} of a JSONL file, perhaps with "system"; adds "ids", the prompt in at most
-    `limit` tokens, in the tokenizer's chat template if it has one.
+    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", strings, as in the file, and
+    "ids", the prompt in tokens, in the tokenizer's chat template if it has one.
+
+    Raises ValueError, which names file and line, for a row without these, and for more than `limit` tokens.
     """
-    problems, chat = [], tokenizer.chat_template is not None
+    problems = []
+    has_template = tokenizer.chat_template is not None
     lines = Path(path).read_text("utf-8", "surrogateescape").rstrip("\n").split("\n")  # splitlines would cut at U+2028
     for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            roles = {"system": row.get("system", ""), "user": row["prompt"]}
-            "".join([row["answer"], *roles.values()]).encode()  # fails where it is not UTF-8
-            if not row["prompt"].strip() or not row["answer"].strip():
-                raise ValueError("empty")
+            system = row.get("system", "")
+            (row["prompt"] + row["answer"] + system).encode()  # fails where one is no text, or not UTF-8
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            sys.exit(f'error: {path}, line {number}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}')
-        messages = [{"role": role, "content": text} for role, text in roles.items() if text]
-        text = "\n\n".join(message["content"] for message in messages)
-        if chat:
+            raise ValueError(f'{where}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}') from None
+        if not row["prompt"].strip() or not row["answer"].strip():
+            raise ValueError(f"{where}: prompt or answer is empty")
+        messages = [{"role": "user", "content": row["prompt"]}]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        if has_template:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        row["ids"] = tokenizer(text, add_special_tokens=not chat)["input_ids"]
+        else:
+            text = "\n\n".join(message["content"] for message in messages)
+        row["ids"] = tokenizer(text, add_special_tokens=not has_template)["input_ids"]
         if tokenizer.unk_token_id in row["ids"]:
-            sys.exit(f"error: {path}, line {number}: the prompt has characters that the model's vocabulary lacks")
+            raise ValueError(f"{where}: the prompt has characters that the model's vocabulary lacks")
         if len(row["ids"]) > limit:
-            sys.exit(f"error: {path}, line {number}: the prompt exceeds {limit} tokens, context less --max-response")
+            raise ValueError(f"{where}: the prompt exceeds {limit} tokens, context less --max-response")
         problems.append(row)
     return problems
 
 
-def read_responses(path, tokenizer, context, verifier):
-    """Rows of read_problems with "response", a text, and "source", "base" or "rlvr"; adds "response_ids" (the tokens of
-    the text and an end) and "right" where they are missing.
-    """
-    rows, known = read_problems(path, tokenizer, context), {*range(len(tokenizer))} - {tokenizer.unk_token_id}
-    for number, row in enumerate(rows, start=1):
-        if row.get("source") not in SOURCES or not isinstance(row.get("response"), str):
-            sys.exit(f'error: {path}, line {number}: want "response": "..." and "source": "base" or "rlvr"')
-        text, room = row["response"].encode("utf-8", "replace").decode(), context - len(row["ids"])
-        if "response_ids" not in row:
-            row["response_ids"] = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        ids = row["response_ids"]
-        if not (isinstance(ids, list) and 0 < len(ids) <= room and all(isinstance(i, int) and i in known for i in ids)):
-            sys.exit(f"error: {path}, line {number}: want a response of 1 to {room} tokens that the vocabulary has")
-        row["right"] = bool(row["right"]) if "right" in row else is_correct(text, row["answer"], verifier)
-    if {row["source"] for row in rows} != {*SOURCES}:
-        sys.exit(f'error: {path}: want responses of both sources, "base" and "rlvr"')
-    return rows
-
-
 def extract_answer(text):
-    r"""What stands in the last balanced \boxed{...}, braces at most five deep, of the last 20,000 characters."""
-    inner = r"[^{}]*+"
-    for _ in range(4):
-        inner = rf"(?:[^{{}}]|\{{{inner}\}})*+"
-    boxes = re.findall(rf"\\boxed\s*\{{(?=({inner})\}})", text[-20_000:])
-    return boxes[-1].strip() if boxes else None
+    r"""What stands in the last \boxed{...} whose braces are balanced; None if there is none.
+
+    "so \boxed{\frac{1}{2}}." -> "\frac{1}{2}". Only the last 20,000 characters are read.
+    """
+    text = text[-20_000:]
+    boxes = {match.end() - 1 for match in re.finditer(r"\\boxed\s*\{", text)}  # positions of their opening braces
+    still_open = []  # positions of the braces that are not closed yet
+    last = -1
+    answer = None
+    for i, character in enumerate(text):
+        if character == "{":
+            still_open.append(i)
+        elif character == "}" and still_open:
+            start = still_open.pop()
+            if start in boxes and start > last:
+                last = start
+                answer = text[start + 1 : i].strip()
+    return answer
 
 
-def canonical(answer):
+def normalize_answer(answer):
     r"""A Fraction of a plain number (1,000  .5  1/2  \frac12), else the text without spaces, $, %, \left and \text."""
     s = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;:! ]|\\?[$%]", "", answer.replace("\u2212", "-").replace("{,}", ","))
     s = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", s.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
@@ -287,190 +432,591 @@ def canonical(answer):
 
 
 def is_correct(text, answer, verifier="exact"):
-    r"""Does the last \boxed{} of text hold the answer, as number or text? "math-verify" asks that package where not."""
+    r"""Does the last \boxed{} of text hold the answer, as number or text? If not, "math-verify" asks that package."""
     said = extract_answer(text)
     if not said or len(said) > 1000:
         return False
-    if verifier == "math-verify" and canonical(said) != canonical(answer):
+    if normalize_answer(said) == normalize_answer(answer):
+        return True
+    if verifier == "math-verify":
         from math_verify import parse, verify  # reads LaTeX; stops after 5 seconds
 
         return verify(parse(rf"\boxed{{{answer}}}"), parse(rf"\boxed{{{said}}}"))
-    return canonical(said) == canonical(answer)
+    return False
+
+
+# -------------------------------------------------------------- the tiny world alone: what did the writer choose to do?
+class Action(NamedTuple):
+    """What the writer of a tiny-world response did at a choice; positions are indices into the response's text."""
+
+    name: str  # "one_at_a_time", "two_at_once", or "guess": the box while operations are left, or three at once
+    choices: list  # positions where the writer chose one of these actions
+    result: tuple  # (start, end) of the number that the action computes
+    connective: int | None  # position of the connective that ends the action; the box has none
+
+
+def read_actions(prompt, text):
+    r"""The actions of a tiny-world response, in order; none for any other prompt. Ends where the text is malformed.
+
+    The text "63*2-2=24; 77-7=70 so \boxed{24,71}" answers the prompt "63*2-2,77-7+2-1?", modulo 100. Its actions:
+      two_at_once    63*2-2   choices [0, 4]    result (7, 9)    connective 9
+      one_at_a_time  77-7     choices [11, 15]  result (16, 18)  connective 18
+      guess          the box  choices [22]      result (29, 34)  connective None: 70+2-1 was not written
+    A box with no operations left is no action.
+    """
+    actions = []
+    if not re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt):
+        return actions
+    operations_left = [len(re.findall(r"[-+*]", chain)) for chain in prompt.split(",")]  # of each chain not finished
+    pattern = re.compile(r"\d{1,3}((?:[-+*]\d)+)=(\d{1,3})(; | [a-z]+ )|\\boxed\{([\d,]+)")
+    match = pattern.match(text)
+    while match:
+        operations, _, _, boxed = match.groups()
+        if boxed:
+            if operations_left:
+                actions.append(Action("guess", [match.start()], match.span(4), None))
+        else:
+            n_done = len(operations) // 2
+            choices = []
+            if operations_left:
+                choices.append(match.start())  # before the action
+            for i in range(1, n_done + 1):  # and after each of its operations, while the chain has more
+                if not operations_left:
+                    break
+                operations_left[0] -= 1
+                if operations_left[0] == 0:
+                    operations_left.pop(0)
+                    break
+                choices.append(match.start(1) + 2 * i)
+            name = {1: "one_at_a_time", 2: "two_at_once"}.get(n_done, "guess")
+            actions.append(Action(name, choices, match.span(2), match.start(3)))
+        match = pattern.match(text, match.end())
+    return actions
 
 
 def token_kinds(prompt, pieces):
-    r"""What each token (a string) of a tiny-world response is for: (T,) of strings, all "" for any other text.
+    """What each token of a tiny-world response is for, a list of strings; "" for each token after any other prompt.
 
-    "fork" chooses how far to leap: the start of a step or of \boxed{ and a guess, and what follows an operand while
-    the chain has operations left. "arithmetic": digits of a result. "connective": how a step ends, of no consequence.
-    "copy": all else, which repeats the problem or is punctuation.
+    pieces: the tokens' texts. Kinds: "choice", where the writer chose an action; "arithmetic", the digits of a result;
+    "connective", which ends an action and has no consequence; "copy", all else: the problem's text, and punctuation.
     """
-    text, end, tiny = "".join(pieces), 0, re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt)
-    kinds = np.full(len(text) + 1, "copy" if tiny else "", dtype="<U10")
-    left = [len(re.findall(r"[-+*]", chain)) for chain in prompt.split(",")]  # operations of each chain
-    leap = re.compile(r"\d{1,3}((?:[-+*]\d)+)=(\d{1,3})(; | [a-z]+ )|\\boxed\{([\d,]+)")
-    while tiny and (step := leap.match(text, end)):
-        folded = len(step[1] or "") // 2
-        if left:
-            starts = [step.start(1) + 2 * i for i in range(1, min(folded, left[0] - 1) + 1)]
-            kinds[[end, *starts]] = "fork"
-        if left or folded:  # else the box repeats what was worked out
-            kinds[slice(*step.span(2 if folded else 4))] = "arithmetic"
-        if folded:
-            kinds[step.start(3)] = "connective"
-            left = [left[0] - folded, *left[1:]] if left and left[0] > folded else left[1:]
-        end = step.end()
-    return kinds[np.cumsum([0, *map(len, pieces)])[:-1]]
+    if not re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt):
+        return [""] * len(pieces)
+    kind_at = {}  # of the positions in the text that are not "copy"
+    for action in read_actions(prompt, "".join(pieces)):
+        for position in action.choices:
+            kind_at[position] = "choice"
+        for position in range(*action.result):
+            kind_at[position] = "arithmetic"
+        if action.connective is not None:
+            kind_at[action.connective] = "connective"
+    kinds = []
+    position = 0
+    for piece in pieces:
+        kinds.append(kind_at.get(position, "copy"))
+        position += len(piece)
+    return kinds
 
 
-# --------------------------------------------------------------------------------------------------- experiment: tables
-def flatten(rows):
-    """{name: array (M,) over the tokens of all scored rows}; "adv" is the advantage in a training batch of RLVR's own
-    groups, 0 on the base's tokens, and "coefficient" is (4) at importance ratio 1, as in a step's first mini-batch.
+# ---------------------------------------------------------------------------------------------- experiment: responses
+@dataclass
+class Response:
+    problem: dict  # a row of read_problems
+    source: str  # the model that wrote it: "base" or "rlvr"
+    ids: list  # its tokens, the ending one included
+    text: str  # the same, decoded
+    right: bool
+    pieces: list = field(default_factory=list)  # the text of each token, once it is scored
+    scores: dict = field(default_factory=dict)  # {name: array (T,)}, once it is scored: see score_pair
+
+
+def sample_responses(model, source, tokenizer, problems, eos_ids, generator, args):
+    """args.samples responses to each problem, checked -> list of Response, in group order."""
+    out = rollout(
+        model,
+        [problem["ids"] for problem in problems],
+        args.samples,
+        args.max_response,
+        eos_ids,
+        n_vocab=len(tokenizer),
+        temperature=args.temperature,
+        generator=generator,
+    )
+    lengths = out["mask"].sum(1).int()  # (N,)
+    responses = []
+    for i, length in enumerate(lengths.tolist()):
+        problem = problems[i // args.samples]
+        ids = out["tokens"][i, :length].tolist()
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        right = is_correct(text, problem["answer"], args.verifier)
+        responses.append(Response(problem, source, ids, text, right))
+    return responses
+
+
+def read_responses(path, tokenizer, limit, verifier):
+    """Responses of a JSONL file, in its order -> list of Response.
+
+    A row is one of read_problems with "response", a text, and "source", "base" or "rlvr". "response_ids", its tokens,
+    are those of the text and an end where they are missing; "right" is then what the verifier says. Raises ValueError,
+    which names file and line, for other rows, for ids outside the vocabulary, and where prompt and response together
+    exceed `limit` tokens; also where one of the sources has no response.
     """
-    lengths, groups, problems = [len(row["response_ids"]) for row in rows], {}, {}
-    for row in rows:
-        row["problem"] = problems.setdefault((row.get("system"), row["prompt"]), len(problems))  # counts from 0
-        groups.setdefault((row["source"], row["problem"]), []).append(row)
-    for (source, _), group in groups.items():
-        rewards = torch.tensor([[float(row["right"] and source == "rlvr") for row in group]])
-        for row, adv in zip(group, group_advantages(rewards)[0].tolist(), strict=True):
-            row["adv"] = adv
-    names = ("response_ids", "kind", "logp_base", "logp_rlvr", *METRICS)
-    tokens = {name: np.concatenate([row[name] for row in rows]) for name in names}
-    tokens |= {name: np.repeat([row[name] for row in rows], lengths) for name in ("source", "problem", "adv")}
-    logp, adv = torch.from_numpy(tokens["logp_rlvr"]), torch.from_numpy(tokens["adv"])
-    tokens["coefficient"] = gradient_coefficient(logp, adv).numpy()
-    return tokens | {"response": np.repeat(np.arange(len(rows)), lengths)}  # the line of responses.jsonl, from 0
+    known = set(range(len(tokenizer))) - {tokenizer.unk_token_id}
+    responses = []
+    for number, row in enumerate(read_problems(path, tokenizer, limit), start=1):
+        where = f"{path}, line {number}"
+        if row.get("source") not in SOURCES or not isinstance(row.get("response"), str):
+            raise ValueError(f'{where}: want "response": "..." and "source": "base" or "rlvr"')
+        text = row["response"].encode("utf-8", "replace").decode()
+        if "response_ids" in row:
+            ids = row["response_ids"]
+        else:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        room = limit - len(row["ids"])
+        fits = isinstance(ids, list) and 0 < len(ids) <= room
+        if not fits or not all(isinstance(i, int) and i in known for i in ids):
+            raise ValueError(f"{where}: want a response of 1 to {room} tokens that the vocabulary has")
+        if "right" in row:
+            right = bool(row["right"])
+        else:
+            right = is_correct(text, row["answer"], verifier)
+        responses.append(Response(row, row["source"], ids, text, right))
+    if {response.source for response in responses} != set(SOURCES):
+        raise ValueError(f'{path}: want responses of both sources, "base" and "rlvr"')
+    return responses
 
 
-def compare_sources(tokens, metric, edges, resamples, seed):
-    """Overlap and AUC of RLVR's tokens against the base's by one metric (figure 1b), and the AUC of its mean over a
-    response, with 95% percentile intervals; a problem that is drawn twice counts twice, with all its responses.
+def open_run(args):
+    """Make the run folder with its config.json; returns the responses that --resume goes on with, [] at first."""
+    out = Path(args.out)
+    config = out / "config.json"
+    if args.resume and not config.exists():
+        raise ValueError(f"--resume: {out} holds no run; leave out --resume to start one there")
+    if config.exists() and not args.resume:
+        raise ValueError(f"{out} holds a run: --resume goes on with it, --out names another folder")
+    if args.resume:
+        before = json.loads(config.read_text())["args"]
+        may_change = ["resume", "out", "micro_batch", "bootstrap"]
+        for name, value in before.items():
+            if name not in may_change and value != getattr(args, name, None):
+                raise ValueError(
+                    f"--resume: {out} was started with {name} = {value!r}; give the same, or another --out"
+                )
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
+    config.write_text(json.dumps(about, indent=2) + "\n")
+    responses = []
+    if args.resume and (out / "responses.jsonl").exists():
+        for line in (out / "responses.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            responses.append(Response(row, row["source"], row["response_ids"], row["response"], row["right"]))
+    return responses
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def save_responses(path, responses):
+    """Save under another name first: a kill leaves the old file or the new one, never half of one."""
+    rows = []
+    for response in responses:
+        rows.append(
+            {
+                **response.problem,
+                "source": response.source,
+                "response": response.text,
+                "right": response.right,
+                "response_ids": response.ids,
+            }
+        )
+    unfinished = path.with_suffix(".tmp")
+    write_jsonl(unfinished, rows)
+    unfinished.replace(path)
+
+
+def pad_responses(responses):
+    """tokens and mask, (N, L) both: prompt and response, padded on the right; the mask is 1 on the response."""
+    lengths = [len(response.problem["ids"]) + len(response.ids) for response in responses]
+    tokens = torch.zeros(len(responses), max(lengths), dtype=torch.long)
+    mask = torch.zeros(len(responses), max(lengths))
+    for i, response in enumerate(responses):
+        tokens[i, : lengths[i]] = torch.tensor(response.problem["ids"] + response.ids)
+        mask[i, len(response.problem["ids"]) : lengths[i]] = 1.0
+    return tokens, mask
+
+
+def own_logits(model, tokenizer, problems, eos_ids, args):
+    """Logits (N, V) and tokens (N,) of the model's responses to the first 64 problems; at most 2,048 of them."""
+    prompts = [problem["ids"] for problem in problems[:64]]
+    generator = torch.Generator(model.device).manual_seed(args.seed)
+    n_vocab = len(tokenizer)
+    out = rollout(
+        model, prompts, 1, args.max_response, eos_ids, n_vocab, temperature=args.temperature, generator=generator
+    )
+    lengths = out["mask"].sum(1).int()  # (N,)
+    logits = []
+    tokens = []
+    for i, prompt in enumerate(prompts):
+        response = out["tokens"][i, : lengths[i]]
+        ids = torch.cat([torch.tensor(prompt, device=model.device), response])
+        with torch.no_grad():
+            of_response = model(ids[None]).logits[0, len(prompt) - 1 : -1, :n_vocab]
+        logits.append(of_response.float() / args.temperature)
+        tokens.append(response)
+        if sum(len(part) for part in tokens) >= 2048:
+            break
+    return torch.cat(logits)[:2048], torch.cat(tokens)[:2048]
+
+
+# -------------------------------------------------------------------------------------------------- experiment: tables
+def problem_numbers(responses):
+    """For each response the number of its problem, from 0 in the order of their first response."""
+    number_of = {}
+    numbers = []
+    for response in responses:
+        problem = (response.problem.get("system"), response.problem["prompt"])
+        number_of.setdefault(problem, len(number_of))
+        numbers.append(number_of[problem])
+    return numbers
+
+
+def training_advantages(responses):
+    """The advantage of each response in a training batch of RLVR's responses, rewards 1 and 0; the base's have 0."""
+    groups = {}  # {problem: indices of RLVR's responses to it}
+    for i, problem in enumerate(problem_numbers(responses)):
+        if responses[i].source == "rlvr":
+            groups.setdefault(problem, []).append(i)
+    advantages = [0.0] * len(responses)
+    for group in groups.values():
+        rewards = torch.tensor([[float(responses[i].right) for i in group]])  # (1, G)
+        for i, advantage in zip(group, group_advantages(rewards)[0].tolist(), strict=True):
+            advantages[i] = advantage
+    return advantages
+
+
+def token_arrays(responses):
+    """All tokens of scored responses, as tokens.npz holds them: {name: array (M,)}.
+
+    response: line of responses.jsonl, from 0. problem: number of the problem, from 0. adv: see training_advantages.
+    coefficient: (4) at importance ratio 1, as in the first mini-batch of a step. The rest: see score_pair, token_kinds.
     """
-    of = [tokens["source"] == source for source in ("rlvr", "base")]
-    values = [tokens[metric][k] for k in of]
-    owners = [np.unique(tokens["response"][k], return_inverse=True)[1] for k in of]  # 0 .. R - 1, of each token
-    first = [np.unique(owner, return_index=True)[1] for owner in owners]  # token of each response
-    problems = [tokens["problem"][k][i] for k, i in zip(of, first, strict=True)]  # of each response
-    means = [np.bincount(owner, x) / np.bincount(owner) for x, owner in zip(values, owners, strict=True)]
-
-    def statistics(times):  # how often each problem was drawn: (P,)
-        of_responses = [times[problem] for problem in problems]
-        of_tokens = [n[owner] for n, owner in zip(of_responses, owners, strict=True)]
-        return histogram_overlap(*values, *of_tokens, edges), auc(*values, *of_tokens), auc(*means, *of_responses)
-
-    rng, row, once = np.random.default_rng(seed), {}, np.ones(tokens["problem"].max() + 1)
-    resampled = rng.multinomial(len(once), once / len(once), size=resamples).astype(float)
-    both = [times for times in resampled if all(times[problem].any() for problem in problems)]  # has either source
-    draws = [statistics(times) for times in both or [once]]
-    ends = np.quantile(draws, [0.025, 0.975], axis=0).T.tolist()
-    for name, value, ci95 in zip(("overlap", "auc", "auc_response"), statistics(once), ends, strict=True):
-        row |= {name: value, f"{name}_ci95": ci95}
-    return row
+    lengths = [len(response.ids) for response in responses]
+    kinds = [token_kinds(response.problem["prompt"], response.pieces) for response in responses]
+    tokens = {
+        "response": np.repeat(np.arange(len(responses)), lengths),
+        "source": np.repeat([response.source for response in responses], lengths),
+        "problem": np.repeat(problem_numbers(responses), lengths),
+        "response_ids": np.concatenate([response.ids for response in responses]),
+        "kind": np.concatenate(kinds),
+        "adv": np.repeat(training_advantages(responses), lengths),
+    }
+    for name in ("logp_base", "logp_rlvr", *METRICS):
+        tokens[name] = np.concatenate([response.scores[name] for response in responses])
+    coefficient = gradient_coefficient(torch.from_numpy(tokens["logp_rlvr"]), torch.from_numpy(tokens["adv"]))
+    tokens["coefficient"] = coefficient.numpy()
+    return tokens
 
 
-def summarise(tokens, edges, args):
-    """The tables of summary.json, {table: {row: {column: number}}}, of tokens, {name: array (M,)}; edges: by metric."""
-    d, problem, mass = tokens["dlogp"].astype(float), tokens["problem"], tokens["coefficient"]
-    p_base, p_rlvr, size = np.exp(tokens["logp_base"]), np.exp(tokens["logp_rlvr"]), np.abs(d)
-    of, tables = {source: tokens["source"] == source for source in SOURCES}, {"dlogp": {}}
-    for source, k in of.items():
-        x = d[k]
-        row = {"tokens": len(x), "responses": len(set(tokens["response"][k])), "mean": x.mean()}
-        row |= {"skewness": ((x - x.mean()) ** 3).mean() / (x.std() ** 3 or 1), "within 0.1": (abs(x) < 0.1).mean()}
-        tables["dlogp"][source] = row | {"above 1": (x > 1).mean(), "below -1": (x < -1).mean()}
-    tables["histograms"] = {m: compare_sources(tokens, m, edges[m], args.bootstrap, args.seed) for m in METRICS}
-    tables["dlogp_bins"], limits = {}, (-4, -2, -1, -0.5, -0.1, 0.1, 0.5, 1, 2, 4)
-    names = [f"< {limits[0]}", *(f"{a} to {b}" for a, b in itertools.pairwise(limits)), f">= {limits[-1]}"]
+class Sample(NamedTuple):
+    """One metric on the responses of one model: M tokens, R responses."""
+
+    values: np.ndarray  # (M,)
+    owners: np.ndarray  # (M,): the response of each token, from 0 to R - 1
+    means: np.ndarray  # (R,): mean over the tokens of each response
+    problems: np.ndarray  # (R,): number of the problem that each response answers
+
+
+def sample_of(tokens, source, metric):
+    """The Sample of a source, from tokens as in tokens.npz."""
+    of_source = tokens["source"] == source
+    values = tokens[metric][of_source]
+    _, first, owners = np.unique(tokens["response"][of_source], return_index=True, return_inverse=True)
+    means = np.bincount(owners, values) / np.bincount(owners)
+    return Sample(values, owners, means, tokens["problem"][of_source][first])
+
+
+def separation(rlvr, base, times, edges):
+    """Overlap, AUC and AUC of the means over responses, of two Samples whose problem i counts times[i] times."""
+    rlvr_weights = times[rlvr.problems]  # of each response
+    base_weights = times[base.problems]
+    weights = (rlvr_weights[rlvr.owners], base_weights[base.owners])  # of each token
+    overlap = histogram_overlap(rlvr.values, base.values, *weights, edges)
+    auc_token = auc(rlvr.values, base.values, *weights)
+    auc_response = auc(rlvr.means, base.means, rlvr_weights, base_weights)
+    return overlap, auc_token, auc_response
+
+
+def comparison_row(tokens, metric, edges, resamples, seed):
+    """How far RLVR's tokens and the base's differ by one metric (figure 1b), with 95% intervals: a row of the table.
+
+    "auc_response" is the AUC of the mean over a response. The bootstrap draws problems: one that is drawn twice counts
+    twice, with all its responses.
+    """
+    rlvr = sample_of(tokens, "rlvr", metric)
+    base = sample_of(tokens, "base", metric)
+    once = np.ones(tokens["problem"].max() + 1)  # (P,): every problem counts once
+    overlap, auc_token, auc_response = separation(rlvr, base, once, edges)
+    resampled = np.random.default_rng(seed).multinomial(len(once), once / len(once), size=resamples)
+    draws = []
+    for times in resampled.astype(float):
+        if times[rlvr.problems].any() and times[base.problems].any():  # else one source has no response in this draw
+            draws.append(separation(rlvr, base, times, edges))
+    if not draws:
+        draws.append((overlap, auc_token, auc_response))
+    ci95 = np.quantile(draws, [0.025, 0.975], axis=0)  # (2, 3)
+    return {
+        "overlap": overlap,
+        "overlap_ci95": ci95[:, 0].tolist(),
+        "auc": auc_token,
+        "auc_ci95": ci95[:, 1].tolist(),
+        "auc_response": auc_response,
+        "auc_response_ci95": ci95[:, 2].tolist(),
+    }
+
+
+def dlogp_row(tokens, source):
+    """How dlogp is distributed over the tokens of a source: a row of the table."""
+    of_source = tokens["source"] == source
+    dlogp = tokens["dlogp"][of_source].astype(float)
+    spread = dlogp.std() ** 3
+    return {
+        "tokens": len(dlogp),
+        "responses": len(set(tokens["response"][of_source])),
+        "mean": dlogp.mean(),
+        "skewness": ((dlogp - dlogp.mean()) ** 3).mean() / spread if spread > 0 else 0.0,
+        "within 0.1": (np.abs(dlogp) < 0.1).mean(),
+        "above 1": (dlogp > 1).mean(),
+        "below -1": (dlogp < -1).mean(),
+    }
+
+
+def dlogp_bins(tokens):
+    """Share of the tokens and their mean probability under both models, by bin of dlogp (figure 3b): a table."""
+    limits = (-4, -2, -1, -0.5, -0.1, 0.1, 0.5, 1, 2, 4)
+    names = [f"< {limits[0]}"]
+    for low, high in itertools.pairwise(limits):
+        names.append(f"{low} to {high}")
+    names.append(f">= {limits[-1]}")
+    number = np.digitize(tokens["dlogp"].astype(float), limits)  # (M,)
+    table = {}
     for i, name in enumerate(names):
-        if (k := np.digitize(d, limits) == i).any():
-            row = {"share": k.mean(), "p_base": p_base[k].mean(), "p_rlvr": p_rlvr[k].mean()}
-            tables["dlogp_bins"][name] = row
-    tables["gradient_bins"], batch = {}, tokens["adv"] != 0
-    for i in range(10 * batch.any()):
-        k = batch & (np.minimum(p_rlvr * 10, 9).astype(int) == i)
-        row = {"share": k.sum() / batch.sum(), "mass": mass[k].sum() / mass.sum()}
-        tables["gradient_bins"][f"{i / 10} to {(i + 1) / 10}"] = row
-    tables["sparsity"] = {f"size of dlogp, {source}": {"20%": held_by_top(d[k], 0.2)} for source, k in of.items()}
-    for source, kind in itertools.product(SOURCES, ("fork", "arithmetic", "connective", "copy")):
-        table, n = tables.setdefault(f"kinds_{source}", {}), len(set(problem[of[source]]))
-        if (k := of[source] & (tokens["kind"] == kind)).any():
-            total, count, mean = np.bincount(problem[k], size[k]), np.bincount(problem[k]), size[k].mean()
-            error = (((total - mean * count) ** 2).sum() * n / max(n - 1, 1)) ** 0.5 / k.sum()
-            row = {"share": k.sum() / of[source].sum(), "mean_abs_dlogp": mean, "standard_error": error}
-            table[kind] = row | {"share_of_abs_dlogp": size[k].sum() / (size[of[source]].sum() or 1)}
-    return tables
+        of_bin = number == i
+        if of_bin.any():
+            table[name] = {
+                "share": of_bin.mean(),
+                "p_base": np.exp(tokens["logp_base"])[of_bin].mean(),
+                "p_rlvr": np.exp(tokens["logp_rlvr"])[of_bin].mean(),
+            }
+    return table
+
+
+def gradient_bins(tokens):
+    """Shares of the tokens and of the gradient, by bin of RLVR's probability (figure 3a): a table.
+
+    Of the training batch alone: RLVR's groups with right and wrong responses. Without such a group the table is empty.
+    """
+    in_batch = tokens["adv"] != 0
+    if not in_batch.any():
+        return {}
+    mass = tokens["coefficient"]
+    number = np.minimum(np.exp(tokens["logp_rlvr"]) * 10, 9).astype(int)  # (M,)
+    table = {}
+    for i in range(10):
+        of_bin = in_batch & (number == i)
+        table[f"{i / 10} to {(i + 1) / 10}"] = {
+            "share": of_bin.sum() / in_batch.sum(),
+            "mass": mass[of_bin].sum() / mass.sum(),
+        }
+    return table
+
+
+def kinds_table(tokens, source):
+    """Size of dlogp by kind of token, in the responses of a source: a table, empty where tokens have no kinds.
+
+    Standard errors are over problems.
+    """
+    of_source = tokens["source"] == source
+    size = np.abs(tokens["dlogp"].astype(float))
+    total = size[of_source].sum()
+    n_problems = len(set(tokens["problem"][of_source]))
+    table = {}
+    for kind in KINDS:
+        of_kind = of_source & (tokens["kind"] == kind)
+        if not of_kind.any():
+            continue
+        mean = size[of_kind].mean()
+        totals = np.bincount(tokens["problem"][of_kind], size[of_kind])  # (P,)
+        counts = np.bincount(tokens["problem"][of_kind])  # (P,)
+        residuals = totals - mean * counts  # (P,): the mean is a ratio of two sums over problems, here linearised
+        variance = (residuals**2).sum() * n_problems / max(n_problems - 1, 1)
+        table[kind] = {
+            "share": of_kind.sum() / of_source.sum(),
+            "mean_abs_dlogp": mean,
+            "standard_error": variance**0.5 / of_kind.sum(),
+            "share_of_abs_dlogp": size[of_kind].sum() / total if total > 0 else 0.0,
+        }
+    return table
+
+
+def summary_tables(tokens, edges, resamples, seed):
+    """What summary.json holds: {table: {row: {column: number or interval}}}. edges: of the bins, by metric."""
+    sparsity = {}
+    for source in SOURCES:
+        dlogp = tokens["dlogp"][tokens["source"] == source].astype(float)
+        sparsity[f"size of dlogp, {source}"] = {"20%": held_by_top(dlogp, 0.2)}
+    return {
+        "dlogp": {source: dlogp_row(tokens, source) for source in SOURCES},
+        "histograms": {name: comparison_row(tokens, name, edges[name], resamples, seed) for name in METRICS},
+        "dlogp_bins": dlogp_bins(tokens),
+        "gradient_bins": gradient_bins(tokens),
+        "sparsity": sparsity,
+        "kinds_base": kinds_table(tokens, "base"),
+        "kinds_rlvr": kinds_table(tokens, "rlvr"),
+    }
 
 
 def print_table(title, table):
-    """A Markdown table of {row: {column: number, or interval}}."""
-    columns = next(iter(table.values()))
-    print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
+    """Print {row: {column: number or interval}} as a Markdown table."""
+    columns = list(next(iter(table.values())))
+    print(f"\n{title}\n")
+    print(f"| | {' | '.join(columns)} |")
+    print("|---" * (1 + len(columns)) + "|")
     for name, row in table.items():
-        print("|", " | ".join([name, *(str(np.round(x, 3)) for x in row.values())]), "|")
+        cells = [str(np.round(value, 3)) for value in row.values()]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 # -------------------------------------------------------------------------------------------------- experiment: figures
-def draw(path, panels, title, columns=1, size=(5, 3.5)):
-    """A figure with a panel for each of {label of the x-axis: function that draws on an axis}."""
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
-    for axis, (label, panel) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=True):
+def histogram_edges(values):
+    """Edges (81,) of 80 bins that leave out the outermost 0.05% of the values on either side."""
+    low, high = np.quantile(values, [0.0005, 0.9995])
+    return np.linspace(low, max(high, low + 1e-6), 81)
+
+
+def draw_histograms(path, tokens, edges, table, title):
+    """Draw figures 1b and 12 to 15: each metric on RLVR's tokens and on the base's. table: see comparison_row."""
+    labels = {
+        "dlogp": "dlogp (nats)",
+        "entropy_base": "entropy of the base model (nats)",
+        "entropy_rlvr": "entropy of the RLVR model (nats)",
+        "kl": "KL, mean of both directions (nats)",
+        "kl_rlvr_base": "KL(RLVR || base) (nats)",
+        "kl_base_rlvr": "KL(base || RLVR) (nats)",
+    }
+    figure = Figure(figsize=(15, 7.5), layout="constrained")
+    for axis, metric in zip(figure.subplots(2, 3).flat, METRICS, strict=True):
+        bins = edges[metric]
+        for source, label, color in (("base", "base model", "gray"), ("rlvr", "RLVR model", "tab:red")):
+            values = np.clip(tokens[metric][tokens["source"] == source], bins[0], bins[-1])
+            axis.hist(values, bins, density=True, alpha=0.5, color=color, label=f"responses of the {label}")
+        overlap = table[metric]["overlap"]
+        axis.set_title(f"overlap {overlap:.2f}, AUC {table[metric]['auc']:.2f}")
+        axis.set(xlabel=labels[metric], ylabel="density of tokens", yscale="log")
         axis.grid(alpha=0.3)
-        axis.set_xlabel(label)
-        panel(axis)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"Which measure tells the two models' tokens apart? (not at all: overlap 1, AUC 0.5)\n{title}")
     figure.savefig(path, dpi=110)
 
 
-def draw_figures(out, tokens, tables, edges, title):
-    """Figures 1b, 3a and 3b of the paper; arguments as of and from `summarise`."""
-
-    def histogram(axis, metric):
-        for source, color in zip(SOURCES, ("tab:blue", "tab:red"), strict=True):
-            values = np.clip(tokens[metric][tokens["source"] == source], edges[metric][0], edges[metric][-1])
-            axis.hist(values, edges[metric], density=True, alpha=0.5, color=color, label=f"responses of {source}")
-        axis.set(yscale="log", ylabel="density of tokens")
-
-    def gradient(axis):
-        for sign, label in ((1, "A > 0"), (-1, "A < 0")):
-            batch = tokens["adv"] * sign > 0  # RLVR's groups with right and wrong responses
-            axis.scatter(np.exp(tokens["logp_rlvr"][batch]), tokens["coefficient"][batch], s=5, alpha=0.4, label=label)
-        axis.set_ylabel("gradient coefficient |wA| 2 (1 - pi)")
-
-    def bars(axis, table, columns):
-        for i, name in enumerate(columns):
-            axis.bar(np.arange(len(table)) + 0.4 * i, [row[name] for row in table.values()], 0.4, label=name)
-        axis.set_xticks(range(len(table)), table, rotation=30, ha="right")
-
-    draw(out / "histograms.png", {f"{m} (nats)": partial(histogram, metric=m) for m in METRICS}, title, 3)
-    panels = {"probability of the token (figure 3a)": gradient}
-    panels["probability of the token"] = partial(bars, table=tables["gradient_bins"], columns=("share", "mass"))
-    panels["dlogp (nats, figure 3b)"] = partial(bars, table=tables["dlogp_bins"], columns=("p_base", "p_rlvr"))
-    draw(out / "figure_3.png", panels, title, 3)
+def draw_bars(axis, table, columns):
+    """Draw some columns of a table, {key: (label, color)}, side by side for each row."""
+    for i, (key, (label, color)) in enumerate(columns.items()):
+        heights = [row[key] for row in table.values()]
+        axis.bar(np.arange(len(table)) + 0.4 * i, heights, 0.4, label=label, color=color)
+    axis.set_xticks(np.arange(len(table)) + 0.2, list(table), rotation=30, ha="right")
 
 
-def token_color(value, limit=4.0):
-    """(background, text) colours of a dlogp in nats: blue fell, red rose."""
-    color = matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * min(max(value / limit, -1), 1))
-    return matplotlib.colors.to_hex(color), "white" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.5 else "black"
+def draw_figure_3(path, tokens, tables, title):
+    """Draw figures 3a and 3b: the gradient by probability, in the training batch, and probabilities by dlogp."""
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    coefficient, gradient, probability = figure.subplots(1, 3)
+    right = tokens["adv"] > 0
+    wrong = tokens["adv"] < 0
+    for of_label, label, color in ((right, "right (A > 0)", "tab:purple"), (wrong, "wrong (A < 0)", "tab:brown")):
+        x = np.exp(tokens["logp_rlvr"][of_label])
+        y = tokens["coefficient"][of_label]
+        coefficient.scatter(x, y, s=5, alpha=0.4, label=f"in responses that are {label}", color=color)
+    coefficient.set_title("Unlikely tokens get the largest gradients (figure 3a)")
+    coefficient.set(xlabel="probability p under the RLVR model", ylabel="gradient coefficient |A| 2 (1 - p)")
+    shares = {"share": ("of the tokens", "tab:cyan"), "mass": ("of the gradient", "tab:olive")}
+    draw_bars(gradient, tables["gradient_bins"], shares)
+    gradient.set_title("How much of the gradient they get together")
+    gradient.set(xlabel="probability under the RLVR model", ylabel="share")
+    probabilities = {"p_base": ("under the base model", "gray"), "p_rlvr": ("under the RLVR model", "tab:red")}
+    draw_bars(probability, tables["dlogp_bins"], probabilities)
+    probability.set_title("How likely changed tokens are (figure 3b)")
+    probability.set(xlabel="dlogp (nats)", ylabel="mean probability")
+    for axis in (coefficient, gradient, probability):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=9)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
 
 
-def draw_tokens(axis, examples, width=100):
-    """Responses with every token on the colour of its dlogp, as far as `width` characters."""
+def pick_examples(responses, n_problems):
+    """A response of each model to n_problems: first those that RLVR solves and the base does not, then any others."""
+    groups = {}  # {prompt: {source: list of Response}}
+    for response in responses:
+        group = groups.setdefault(response.problem["prompt"], {"base": [], "rlvr": []})
+        group[response.source].append(response)
+    learnt = []
+    others = []
+    for group in groups.values():
+        if not group["base"] or not group["rlvr"]:
+            continue
+        base = min(group["base"], key=lambda response: response.right)
+        rlvr = max(group["rlvr"], key=lambda response: response.right)
+        if rlvr.right and not base.right:
+            learnt.append((base, rlvr))
+        else:
+            others.append((base, rlvr))
+    examples = []
+    for base, rlvr in (learnt + others)[:n_problems]:
+        examples.append(base)
+        examples.append(rlvr)
+    return examples
+
+
+def example_title(response):
+    """What stands above a response: who wrote it, is it right, and what was asked."""
+    model = "base model" if response.source == "base" else "RLVR model"
+    verdict = "right" if response.right else "wrong"
+    return f"{model}, {verdict}: {response.problem['prompt'][-80:]!r}, answer {response.problem['answer']!r}"
+
+
+def printable(text):
+    r"""The text, its line breaks and the like as escapes: "1,\t2" with a tab -> "1,\\t2"."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def token_colors(dlogp, limit=4.0):
+    """Background and text colour of a token: blue where RLVR made it less likely, red where more; full at `limit`."""
+    share = min(max(dlogp / limit, -1), 1)
+    background = matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * share)
+    brightness = np.dot(background[:3], (0.299, 0.587, 0.114))
+    return matplotlib.colors.to_hex(background), "white" if brightness < 0.5 else "black"
+
+
+def draw_tokens(path, examples, width=100):
+    """Draw responses, every token on the colour of its dlogp, as far as `width` characters."""
+    figure = Figure(figsize=(10, 0.8 + 0.6 * len(examples)), layout="constrained")
+    axis = figure.subplots()
     style = {"fontsize": 9, "va": "center", "parse_math": False}
-    for y, row in enumerate(examples):
-        axis.text(0, 3 * y + 0.5, row["title"], **style)
-        starts = np.cumsum([0, *map(len, row["pieces"])])
-        for x, piece, value in zip(starts[:-1][starts[1:] <= width], row["pieces"], row["dlogp"], strict=False):
-            back, front = token_color(value)
-            axis.barh(3 * y + 1.5, len(piece), 1, x, color=back, edgecolor="white", lw=0.6)
-            axis.text(x + len(piece) / 2, 3 * y + 1.5, piece, color=front, family="monospace", ha="center", **style)
-    axis.set(xlim=(0, width), ylim=(3 * len(examples), 0))
+    for i, response in enumerate(examples):
+        axis.text(0, 3 * i + 0.5, example_title(response), **style)
+        x = 0
+        for token, dlogp in zip(response.pieces, response.scores["dlogp"], strict=True):
+            piece = printable(token)
+            if x + len(piece) > width:
+                break
+            background, color = token_colors(dlogp)
+            axis.barh(3 * i + 1.5, len(piece), 1, x, color=background, edgecolor="white", lw=0.6)
+            axis.text(x + len(piece) / 2, 3 * i + 1.5, piece, color=color, family="monospace", ha="center", **style)
+            x += len(piece)
+    axis.set(xlim=(0, width), ylim=(3 * max(1, len(examples)), 0))
     axis.axis("off")
+    figure.savefig(path, dpi=110)
 
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>What RLVR changed, token by token</title><style>
@@ -484,127 +1030,90 @@ key, for all its numbers.</p>"""
 
 
 def write_page(path, examples):
-    """One self-contained HTML file: every token on the colour of its dlogp, all that is known of it as its title."""
+    """Write one self-contained HTML file: every token on the colour of its dlogp, its numbers as its title."""
     page = PAGE
-    for row in examples:
-        page += f"\n<h2>{html.escape(row['title'])}</h2><p>"
-        for t, piece in enumerate(row["pieces"]):
-            back, front = token_color(row["dlogp"][t])
-            numbers = [f"{name:13}{row[name][t]:+.4f}" for name in ("logp_base", "logp_rlvr", *METRICS)]
-            title = html.escape("\n".join([f"token {t}: {piece} (id {row['response_ids'][t]})", *numbers]))
-            style = f"background:{back};color:{front}"
+    for response in examples:
+        page += f"\n<h2>{html.escape(example_title(response))}</h2><p>"
+        for t, token in enumerate(response.pieces):
+            piece = printable(token)
+            lines = [f"token {t}: {piece} (id {response.ids[t]})"]
+            for name in ("logp_base", "logp_rlvr", *METRICS):
+                lines.append(f"{name:13}{response.scores[name][t]:+.4f}")
+            background, color = token_colors(response.scores["dlogp"][t])
+            title = html.escape("\n".join(lines))
+            style = f"background:{background};color:{color}"
             page += f'<span tabindex="0" style="{style}" title="{title}">{html.escape(piece)}</span>'
     path.write_text(page, encoding="utf-8")
 
 
-def pick_examples(rows, n):
-    """A response of each model to the first n prompts that RLVR gets right and the base wrong, then to any others; with
-    a title, and pieces that can be printed.
-    """
-    groups, pairs = {}, []
-    for row in rows:
-        groups.setdefault(row["prompt"], {source: [] for source in SOURCES})[row["source"]].append(row)
-    for base, rlvr in (group.values() for group in groups.values() if all(group.values())):
-        pairs.append([min(base, key=lambda row: row["right"]), max(rlvr, key=lambda row: row["right"])])
-    pairs.sort(key=lambda pair: pair[0]["right"] >= pair[1]["right"])
-    examples = [row for pair in pairs[:n] for row in pair]
-    for row in examples:
-        row["pieces"] = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in piece) for piece in row["pieces"]]
-        verdict = f"{row['source']}, {'right' if row['right'] else 'wrong'}"
-        row["title"] = f"{verdict}: {row['prompt'][-80:]!r}, answer {row['answer']!r}"
-    return examples
-
-
-def check(model, problems, limits, seed):
-    """The lemma (4) on the model's own logits, against autograd; exit status 1 if it fails."""
-    generator, logits, tokens = torch.Generator(model.device).manual_seed(seed), [], []
-    prompts = [problem["ids"] for problem in problems[:64]]
-    for prompt, response in zip(prompts, sample(model, prompts, 1, *limits, generator), strict=True):
-        ids = torch.tensor([prompt + response], device=model.device)
-        with torch.no_grad():
-            logits.append(model(ids).logits[0, len(prompt) - 1 : -1, : limits[2]].float() / limits[3])
-        tokens.append(ids[0, len(prompt) :])
-    logits, tokens = torch.cat(logits)[:2048], torch.cat(tokens)[:2048]
-    error = lemma_error(logits, tokens, seed)
-    print(f"lemma (4): l1 norm = |wA| 2 (1 - pi) on {len(tokens)} tokens: largest relative error {error:.1e}")
-    if error > 1e-6:
-        sys.exit("error: the lemma FAILS")
-
-
-def open_run(args):
-    """Make the run folder with its config.json; returns the responses that --resume goes on with."""
-    out, config, saved = Path(args.out), Path(args.out, "config.json"), Path(args.out, "responses.jsonl")
-    if args.resume != config.exists():
-        sys.exit(f"error: {out} holds {'no' * args.resume or 'a'} run: --resume goes on with one, --out names another")
-    before = json.loads(config.read_text())["args"] if args.resume else {}
-    free = ("resume", "out", "micro_batch", "show", "bootstrap")
-    if changed := {k: v for k, v in before.items() if v != getattr(args, k, None) and k not in free}:
-        sys.exit(f"error: --resume: {out} was started with {changed}; give the same, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
-    config.write_text(json.dumps(about, indent=2) + "\n")
-    return [json.loads(line) for line in saved.read_text().splitlines()] if saved.exists() else []
-
-
 def main(args):
-    """Sample, score, count, draw."""
-    # ---- models and problems first: what is wrong with them shows before anything runs
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoding step is a new shape
-    names, dtype = (args.base, args.rlvr), torch.bfloat16 if args.device == "cuda" else torch.float32
-    other, tokenizer = map(AutoTokenizer.from_pretrained, names)
-    if differ := sorted(other.get_vocab().items() ^ tokenizer.get_vocab().items()):
-        sys.exit(f"error: {args.base} and {args.rlvr} do not share a vocabulary: {differ[:2]}; RLVR starts from --base")
-    models = [AutoModelForCausalLM.from_pretrained(x, dtype=dtype, use_safetensors=True).to(args.device) for x in names]
-    ends = np.hstack([tokenizer.eos_token_id, *(model.generation_config.eos_token_id for model in models)]).tolist()
-    limits = args.max_response, sorted({*ends} - {None}), len(tokenizer), args.temperature
-    context = min(model.config.max_position_embeddings for model in models)
+    # ---- models and problems first, so that errors come early
+    transformers.utils.logging.disable_progress_bar()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoded token is a new shape
+    out = Path(args.out)
+    device = args.device
+    base, rlvr, tokenizer = load_pair(args.base, args.rlvr, device)
+    models = {"base": base, "rlvr": rlvr}
+    context = min(base.config.max_position_embeddings, rlvr.config.max_position_embeddings)
     problems = read_problems(args.data, tokenizer, context - args.max_response)[: args.problems or None]
+    eos_ids = end_ids(tokenizer, base, rlvr)
     if args.check:
-        return check(models[1], problems, limits, args.seed)
-    given = read_responses(args.responses, tokenizer, context, args.verifier) if args.responses else []
-    out, rows = Path(args.out), open_run(args) + given
+        logits, drawn = own_logits(rlvr, tokenizer, problems, eos_ids, args)
+        error = lemma_error(logits, drawn, args.seed)
+        print(f"lemma (4): l1 norm = |wA| 2 (1 - pi) on {len(drawn)} tokens: largest relative error {error:.1e}")
+        if error > 1e-6:
+            raise ValueError("the lemma (4) fails: the error is above 1e-6")
+        return
+    given = []
+    if args.responses:
+        given = read_responses(args.responses, tokenizer, context, args.verifier)
+    responses = open_run(args)
 
-    # ---- sample: both models answer the same problems, a batch of them at a time
-    n_batches = -(-len(problems) // args.gen_batch)
-    for number, source in enumerate(SOURCES if not given else ()):
-        done = sum(row["source"] == source for row in rows) // args.samples  # problems, in the run that is resumed
-        for i in tqdm(range(done, len(problems), args.gen_batch), desc=f"sample, {source}", unit="batch"):
-            batch, seed = problems[i : i + args.gen_batch], number * n_batches + i // args.gen_batch
-            generator = torch.Generator(args.device).manual_seed(args.seed * 1_000_003 + seed)
-            responses = sample(models[number], [problem["ids"] for problem in batch], args.samples, *limits, generator)
-            for k, ids in enumerate(responses):
-                problem, text = batch[k // args.samples], tokenizer.decode(ids, skip_special_tokens=True)
-                right = is_correct(text, problem["answer"], args.verifier)
-                rows.append(problem | {"source": source, "response": text, "right": right, "response_ids": ids})
-            (out / "responses.tmp").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            (out / "responses.tmp").replace(out / "responses.jsonl")  # a kill leaves the old file or the new
+    # ---- 1. sample: both models answer the same problems, a batch of them at a time
+    if args.responses:
+        responses = given
+    else:
+        n_batches = math.ceil(len(problems) / args.gen_batch)
+        for number, source in enumerate(SOURCES):
+            n_saved = sum(response.source == source for response in responses)
+            n_done = n_saved // args.samples  # problems that were answered before --resume
+            for start in tqdm(range(n_done, len(problems), args.gen_batch), desc=f"sample, {source}", unit="batch"):
+                batch_number = number * n_batches + start // args.gen_batch
+                generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + batch_number)
+                batch = problems[start : start + args.gen_batch]
+                model = models[source]
+                responses.extend(sample_responses(model, source, tokenizer, batch, eos_ids, generator, args))
+                save_responses(out / "responses.jsonl", responses)
 
-    # ---- score: both models on the same tokens, in batches of like length
-    ordered = sorted(rows, key=lambda row: len(row["ids"] + row["response_ids"]))
-    for i in tqdm(range(0, len(rows), args.micro_batch), desc="score", unit="batch"):
-        batch = ordered[i : i + args.micro_batch]
-        for name, x in score_pair(*models, batch, args.temperature, len(tokenizer)).items():
-            for row, values in zip(batch, x.split([len(row["response_ids"]) for row in batch]), strict=True):
-                row[name] = values.numpy()
-    for row in rows:
-        row["pieces"] = [tokenizer.decode([i]) for i in row["response_ids"]]
-        row["kind"] = token_kinds(row["prompt"], row["pieces"])
-    tokens = flatten(rows)
+    # ---- 2. score: both models on the same tokens, in batches of similar length
+    by_length = sorted(responses, key=lambda response: len(response.problem["ids"]) + len(response.ids))
+    for start in tqdm(range(0, len(by_length), args.micro_batch), desc="score", unit="batch"):
+        batch = by_length[start : start + args.micro_batch]
+        padded, mask = pad_responses(batch)
+        scores = score_pair(base, rlvr, padded.to(device), mask.to(device), args.temperature, len(tokenizer))
+        for name, tensor in scores.items():
+            values = tensor.cpu()  # (N, L)
+            for i, response in enumerate(batch):
+                response.scores[name] = values[i][mask[i] != 0].numpy()
+        for response in batch:
+            response.pieces = [tokenizer.decode([token]) for token in response.ids]
+    tokens = token_arrays(responses)
     np.savez_compressed(out / "tokens.npz", **tokens)
 
-    # ---- count and draw
-    edges = {}
-    for metric in METRICS:
-        low, high = np.quantile(tokens[metric], [0.0005, 0.9995])
-        edges[metric] = np.linspace(low, max(high, low + 1e-6), 81)
-    tables, examples = summarise(tokens, edges, args), pick_examples(rows, args.show)
+    # ---- 3. count
+    edges = {metric: histogram_edges(tokens[metric]) for metric in METRICS}
+    tables = summary_tables(tokens, edges, args.bootstrap, args.seed)
     (out / "summary.json").write_text(json.dumps(tables, indent=2, default=float) + "\n")
     for name, table in tables.items():
         if table:
             print_table(name, table)
-    title = f"{args.base} and {args.rlvr}, {len(rows):,} responses, {len(tokens['kind']):,} tokens"
-    draw_figures(out, tokens, tables, edges, title)
-    draw(out / "tokens.png", {"": partial(draw_tokens, examples=examples)}, "", size=(10, 0.8 + 0.6 * len(examples)))
+
+    # ---- 4. draw
+    title = f"{args.base} and {args.rlvr}, {len(responses):,} responses, {len(tokens['kind']):,} tokens"
+    draw_histograms(out / "histograms.png", tokens, edges, tables["histograms"], title)
+    draw_figure_3(out / "figure_3.png", tokens, tables, title)
+    examples = pick_examples(responses, N_EXAMPLES)
+    draw_tokens(out / "tokens.png", examples)
     write_page(out / "tokens.html", examples)
     print(f"\nfigures, tokens.html, tokens.npz and summary.json are in {out}")
 
@@ -613,6 +1122,8 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except KeyboardInterrupt:
-        sys.exit("stopped; what was sampled is kept, and --resume goes on from it")
-    except (OSError, ImportError, torch.OutOfMemoryError) as error:  # no such file, full disk, missing package, memory
-        sys.exit(f"error: {' '.join(str(error).split())[:300]}")
+        sys.exit("stopped; --resume goes on from the last batch of responses")
+    except torch.OutOfMemoryError:
+        sys.exit("error: out of GPU memory; lower --micro-batch, and go on with --resume, or lower --gen-batch")
+    except (OSError, ValueError, ImportError) as error:  # no such file, full disk, wrong input, missing package
+        sys.exit(f"error: {' '.join(str(error).split())[:500]}")

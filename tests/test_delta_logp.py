@@ -1,7 +1,6 @@
-"""delta_logp.py against slow, plain computations, and on models whose answer is known."""
+"""delta_logp.py against slow, plain computations, and on models whose answer is known; tests say what they catch."""
 
 import ast
-import contextlib
 import copy
 import json
 import math
@@ -19,127 +18,155 @@ from transformers import AutoTokenizer
 
 import dapo
 import delta_logp as script
-from delta_logp import auc, entropy, histogram_overlap, kl_divergence, lemma_error, score_pair, token_kinds
+from delta_logp import Response, auc, entropy, histogram_overlap, kl_divergence, lemma_error, pad_responses, score_pair
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS, RESPONSES = [[5, 6, 7], [8], [9, 10, 11, 12]], [[13, 14, 1], [15, 16, 17, 18, 19, 1], [20]]
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
+ANSWERS = [[13, 14, 1], [15, 16, 17, 18, 19, 1], [20]]
+QUICK = "--problems 6 --samples 3 --gen-batch 4 --bootstrap 20 --device cpu"
 
 
-def rows_of(prompts=PROMPTS, responses=RESPONSES):
-    return [{"ids": a, "response_ids": b} for a, b in zip(prompts, responses, strict=True)]
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
-def by_hand(base, rlvr, token):  # two rows of logits, in float64 and plain Python
-    p, q = ([math.exp(x - max(row)) for x in row] for row in (base, rlvr))
-    p, q = ([x / sum(row) for x in row] for row in (p, q))
-    forward = sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
-    backward = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    logp = {"logp_base": math.log(p[token]), "logp_rlvr": math.log(q[token]), "dlogp": math.log(q[token] / p[token])}
-    entropies = {f"entropy_{name}": -sum(x * math.log(x) for x in row) for name, row in (("base", p), ("rlvr", q))}
-    return logp | entropies | {"kl_rlvr_base": forward, "kl_base_rlvr": backward, "kl": (forward + backward) / 2}
+def run(flags, out):
+    script.main(script.parse_args(f"{flags} --out {out}".split()))
+    return out
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return run(QUICK, tmp_path_factory.mktemp("delta") / "run")
+
+
+def padded():
+    """tokens and mask, (3, 7), of PROMPTS and ANSWERS."""
+    pairs = zip(PROMPTS, ANSWERS, strict=True)
+    return pad_responses([Response({"ids": prompt}, "base", answer, "", False) for prompt, answer in pairs])
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
+def softmax(logits):
+    """In plain Python floats, which are float64."""
+    exp = [math.exp(x - max(logits)) for x in logits]
+    return [x / sum(exp) for x in exp]
+
+
+def metrics_by_hand(base_logits, rlvr_logits, token):
+    """{name: value} of score_pair for one token, from two lists of logits."""
+    p = softmax(base_logits)
+    q = softmax(rlvr_logits)
+    kl_rlvr_base = sum(y * math.log(y / x) for x, y in zip(p, q, strict=True))
+    kl_base_rlvr = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+    return {
+        "logp_base": math.log(p[token]),
+        "logp_rlvr": math.log(q[token]),
+        "dlogp": math.log(q[token] / p[token]),
+        "entropy_base": -sum(x * math.log(x) for x in p),
+        "entropy_rlvr": -sum(y * math.log(y) for y in q),
+        "kl": (kl_rlvr_base + kl_base_rlvr) / 2,
+        "kl_rlvr_base": kl_rlvr_base,
+        "kl_base_rlvr": kl_base_rlvr,
+    }
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("chunk", [2, 512])
-def test_1_4_scores_equal_a_float64_loop_over_prefixes(temperature, chunk):
-    base, rlvr = random_qwen(seed=0), random_qwen(seed=1)
-    found = score_pair(base, rlvr, rows_of(), temperature, n_vocab=36, chunk=chunk)
-    doubles = [copy.deepcopy(model).double() for model in (base, rlvr)]
-    k = 0
-    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
-        for t, token in enumerate(response):
-            prefix = torch.tensor([prompt + response[:t]])
+def test_scores_equal_a_float64_loop_over_prefixes(temperature, chunk):
+    """A wrong position, a direction of KL, a padding id with probability, a chunk put back elsewhere."""
+    base = random_qwen(seed=0)
+    rlvr = random_qwen(seed=1)
+    tokens, mask = padded()
+    found = score_pair(base, rlvr, tokens, mask, temperature, n_vocab=36, chunk=chunk)
+    base.double()
+    rlvr.double()
+    for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+        for t, token in enumerate(answer):
+            prefix = torch.tensor([prompt + answer[:t]])
             with torch.no_grad():
-                rows = [model(input_ids=prefix).logits[0, -1, :36] / temperature for model in doubles]
-            for name, value in by_hand(*(row.tolist() for row in rows), token).items():
-                assert found[name][k].item() == pytest.approx(value, abs=2e-4), (name, k)
-            k += 1
+                logits = [model(prefix).logits[0, -1, :36] / temperature for model in (base, rlvr)]
+            for name, value in metrics_by_hand(logits[0].tolist(), logits[1].tolist(), token).items():
+                assert found[name][i, len(prompt) + t].item() == pytest.approx(value, abs=2e-4), (name, i, t)
+    for name, values in found.items():
+        assert not values[mask == 0].any(), name
 
 
-def test_32_identical_models_differ_by_exactly_0_and_swapping_flips_the_sign():
-    base, rlvr, rows = random_qwen(seed=0), random_qwen(seed=1), rows_of()
-    same = score_pair(base, copy.deepcopy(base), rows)
+def test_identical_models_differ_by_exactly_0_and_swapping_them_flips_the_sign():
+    base = random_qwen(seed=0)
+    rlvr = random_qwen(seed=1)
+    same = score_pair(base, copy.deepcopy(base), *padded())
     for name in ("dlogp", "kl", "kl_rlvr_base", "kl_base_rlvr"):
-        assert torch.equal(same[name], torch.zeros(10)), name
-    there, back = score_pair(base, rlvr, rows), score_pair(rlvr, base, rows)
-    assert torch.equal(there["dlogp"], -back["dlogp"]) and there["dlogp"].abs().min() > 0
+        assert not same[name].any(), name
+    there = score_pair(base, rlvr, *padded())
+    back = score_pair(rlvr, base, *padded())
+    assert torch.equal(there["dlogp"], -back["dlogp"]) and there["dlogp"].count_nonzero() == 10
     assert torch.equal(there["kl_rlvr_base"], back["kl_base_rlvr"])
     assert torch.equal(there["entropy_base"], back["entropy_rlvr"])
 
 
 def test_ids_without_probability():
-    p, q = torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.25, 0.75, 0.0]).log()
+    p = torch.tensor([0.5, 0.5, 0.0]).log()
+    q = torch.tensor([0.25, 0.75, 0.0]).log()
     assert kl_divergence(p, q).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     assert entropy(p).item() == pytest.approx(math.log(2))
     assert kl_divergence(torch.tensor([0.5, 0.25, 0.25]).log(), q) == math.inf  # takes what q never does
     assert kl_divergence(torch.tensor([0.0, -200.0]), torch.tensor([0.0, -torch.inf])) == 0  # exp(-200) is 0 in fp32
-    assert script.delta_logp(p, q, torch.tensor(1)).item() == pytest.approx(math.log(1.5))
 
 
-def test_logits_exist_for_a_chunk_of_tokens_at_a_time_and_in_fp32(monkeypatch):
-    seen, plain = [], torch.log_softmax
-    monkeypatch.setattr(torch, "log_softmax", lambda x, dim: seen.append(x) or plain(x, dim))
-    found = score_pair(random_qwen(seed=0).bfloat16(), random_qwen(seed=1).bfloat16(), rows_of(), chunk=4)
-    assert [len(x) for x in seen] == [4, 4, 4, 4, 2, 2]
-    assert {x.dtype for x in (*seen, *found.values())} == {torch.float32}
+def test_logits_exist_for_a_chunk_of_tokens_at_a_time(monkeypatch):
+    seen = []
+    log_softmax = torch.log_softmax
+    monkeypatch.setattr(torch, "log_softmax", lambda x, dim: seen.append(len(x)) or log_softmax(x, dim))
+    score_pair(random_qwen(seed=0), random_qwen(seed=1), *padded(), chunk=4)
+    assert seen == [4, 4, 4, 4, 2, 2]
 
 
+def test_tokens_and_mask_of_two_shapes_are_refused():
+    tokens, mask = padded()
+    with pytest.raises(ValueError, match="of one shape"):
+        score_pair(None, None, tokens, mask[:, 1:])
+    with pytest.raises(ValueError, match="of one shape"):
+        script.gradient_coefficient(torch.zeros(3, 4), torch.zeros(3, 1))
+
+
+# --------------------------------------------------------------------------------------------------------------- maths
 def test_histogram_overlap():
-    a, b, ones = np.array([0.0, 0.0, 1.0, 3.0]), np.array([0.0, 2.0, 3.0, 3.0]), np.ones(4)
+    """Counts where shares are meant, values beyond the edges lost, weights of the other sample."""
+    a = np.array([0.0, 0.0, 1.0, 3.0])
+    b = np.array([0.0, 2.0, 3.0, 3.0])
+    ones = np.ones(4)
     assert histogram_overlap(a, a, ones, ones, np.arange(5)) == pytest.approx(1)
-    for edges in ([0, 1, 2, 3, 4], [0.5, 1.5, 2.5]):  # the second: values beyond the edges, in the outermost bins
+    for edges in ([0, 1, 2, 3, 4], [0.5, 1.5, 2.5]):
         assert histogram_overlap(a, b, ones, ones, np.array(edges)) == pytest.approx(0.25 + 0.25)
-    weights = np.array([3, 1, 2, 1])
-    repeated = histogram_overlap(np.repeat(a, weights), b, np.ones(7), ones, np.arange(5))
-    assert histogram_overlap(a, b, weights, ones, np.arange(5)) == pytest.approx(repeated)
+    times = np.array([3, 1, 2, 1])
+    repeated = histogram_overlap(np.repeat(a, times), b, np.ones(7), ones, np.arange(5))
+    assert histogram_overlap(a, b, times, ones, np.arange(5)) == pytest.approx(repeated)
+    assert histogram_overlap(b, a, ones, times, np.arange(5)) == pytest.approx(repeated)
 
 
-def test_auc_equals_all_pairs():
+def test_auc_equals_the_count_over_all_pairs():
+    """Ties that count 0 or 1, a weight that belongs to another value."""
     rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 6, 40).astype(float), rng.integers(1, 8, 30).astype(float)  # with ties
+    a = rng.integers(0, 6, 40).astype(float)
+    b = rng.integers(1, 8, 30).astype(float)
     pairs = (a[:, None] > b).mean() + (a[:, None] == b).mean() / 2
-
-    def plain(a, b):
-        return auc(a, b, np.ones(len(a)), np.ones(len(b)))
-
-    assert plain(a, b) == pytest.approx(pairs) and plain(b, a) == pytest.approx(1 - pairs)
-    assert plain(a, a) == pytest.approx(0.5) and plain(b + 100, a) == 1
-    wa, wb = rng.integers(0, 3, 40), rng.integers(0, 3, 30)
-    assert auc(a, b, wa, wb) == pytest.approx(plain(np.repeat(a, wa), np.repeat(b, wb)))
-
-
-def test_bootstrap_draws_problems_not_tokens_or_responses():
-    """100 tokens of a response, or responses to a problem, that are all alike are worth one: no interval shrinks."""
-    rng, source = np.random.default_rng(0), np.repeat(["base", "rlvr"], 50)
-    tokens = {"source": source, "response": np.arange(100), "dlogp": rng.normal(size=100) + (source == "rlvr")}
-    tokens |= {"problem": np.tile(np.arange(50), 2)}
-    alone = script.compare_sources(tokens, "dlogp", np.arange(-4, 5), 400, 0)
-    many = script.compare_sources({k: np.repeat(x, 100) for k, x in tokens.items()}, "dlogp", np.arange(-4, 5), 400, 0)
-    assert all(many[name] == pytest.approx(value) for name, value in alone.items())
-    repeated = {k: np.repeat(x, 100) for k, x in tokens.items()} | {"response": np.arange(10_000)}
-    found = script.compare_sources(repeated, "dlogp", np.arange(-4, 5), 400, 0)
-    assert all(found[name] == pytest.approx(value) for name, value in alone.items())
-    assert np.diff(alone["auc_ci95"]) > 0.1
-    assert alone["auc"] == auc(tokens["dlogp"][50:], tokens["dlogp"][:50], np.ones(50), np.ones(50))
-    assert alone["auc"] == alone["auc_response"] and alone["auc_ci95"] == alone["auc_response_ci95"]
-
-
-@pytest.mark.parametrize("name", ["delta_logp", "entropy", "kl_divergence", "gradient_coefficient"])
-def test_maths_works_pasted_alone(name):
-    source, pasted = (ROOT / "delta_logp.py").read_text(), {"torch": torch}
-    (node,) = [x for x in ast.parse(source).body if isinstance(x, ast.FunctionDef) and x.name == name]
-    exec(ast.get_source_segment(source, node), pasted)
-    p, q = (torch.log_softmax(torch.randn(3, 5), -1) for _ in range(2))
-    given = {"delta_logp": (p, q, torch.arange(3)), "entropy": (p,)}.get(name, (p, q))
-    assert torch.isfinite(pasted[name](*given)).all()
-
-
-def test_the_lemma_holds_and_a_wrong_coefficient_does_not(monkeypatch):
-    logits, tokens = 3 * torch.randn(20, 11), torch.randint(11, (20,))
-    assert lemma_error(logits, tokens) < 1e-6
-    assert script.gradient_coefficient(torch.tensor(-1e-9), torch.tensor(1.0)).item() == pytest.approx(2e-9)
-    monkeypatch.setattr(script, "gradient_coefficient", lambda logp, adv, ratio: (ratio * adv).abs() * (1 - logp.exp()))
-    assert lemma_error(logits, tokens) > 0.5
+    assert auc(a, b, np.ones(40), np.ones(30)) == pytest.approx(pairs)
+    assert auc(b, a, np.ones(30), np.ones(40)) == pytest.approx(1 - pairs)
+    assert auc(b + 100, a, np.ones(30), np.ones(40)) == 1
+    times_a = rng.integers(0, 3, 40)
+    times_b = rng.integers(0, 3, 30)
+    repeated_a = np.repeat(a, times_a)
+    repeated_b = np.repeat(b, times_b)
+    repeated = auc(repeated_a, repeated_b, np.ones(len(repeated_a)), np.ones(len(repeated_b)))
+    assert auc(a, b, times_a, times_b) == pytest.approx(repeated)
 
 
 def test_held_by_top():
@@ -148,49 +175,83 @@ def test_held_by_top():
     assert script.held_by_top(np.zeros(4), 0.5) == 0
 
 
-LEAPS = [  # f: fork, a: arithmetic, ~: connective, .: copy
-    ("44+8-3,5*2?", r"44+8=52; 52-3=49 so 5*2=10 then \boxed{49,10}<|im_end|>", "f...faa~f....aa~f...aa~........"),
-    ("44+8-3,5*2?", r"44+8-3=49; \boxed{49,10}<|im_end|>", "f...f..aa~faaaaa.."),  # the second = is forced
-    ("44+8-3,5*2?", r"\boxed{49,10}<|im_end|>", "faaaaa.."),
-    ("44+8-3*2,5*2?", r"44+8=52; 52-3", "f...faa~...."),  # cut by the length limit
+def test_the_lemma_holds_and_a_wrong_coefficient_does_not(monkeypatch):
+    logits = 3 * torch.randn(20, 11)
+    tokens = torch.randint(11, (20,))
+    assert lemma_error(logits, tokens) < 1e-6
+    assert script.gradient_coefficient(torch.tensor(-1e-9), torch.tensor(1.0)).item() == pytest.approx(2e-9)
+    monkeypatch.setattr(script, "gradient_coefficient", lambda logp, adv, ratio: (ratio * adv).abs() * (1 - logp.exp()))
+    assert lemma_error(logits, tokens) > 0.5
+
+
+@pytest.mark.parametrize("name", ["delta_logp", "entropy", "kl_divergence", "gradient_coefficient"])
+def test_maths_works_pasted_alone(name):
+    source = (ROOT / "delta_logp.py").read_text()
+    (node,) = [x for x in ast.parse(source).body if isinstance(x, ast.FunctionDef) and x.name == name]
+    pasted = {"torch": torch}
+    exec(ast.get_source_segment(source, node), pasted)
+    p = torch.log_softmax(torch.randn(3, 5), -1)
+    q = torch.log_softmax(torch.randn(3, 5), -1)
+    given = {"delta_logp": (p, q, torch.arange(3)), "entropy": (p,)}.get(name, (p, q))
+    assert torch.isfinite(pasted[name](*given)).all()
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+def test_the_bootstrap_draws_problems_not_tokens_or_responses():
+    """100 equal tokens of a response, or equal responses to a problem, count as one: no interval gets shorter."""
+    rng = np.random.default_rng(0)
+    source = np.repeat(["base", "rlvr"], 50)
+    tokens = {
+        "source": source,
+        "response": np.arange(100),
+        "problem": np.tile(np.arange(50), 2),
+        "dlogp": rng.normal(size=100) + (source == "rlvr"),
+    }
+    edges = np.arange(-4, 5)
+    alone = script.comparison_row(tokens, "dlogp", edges, 400, 0)
+    longer = {name: np.repeat(values, 100) for name, values in tokens.items()}
+    more = {**longer, "response": np.arange(10_000)}
+    for repeated in (longer, more):
+        found = script.comparison_row(repeated, "dlogp", edges, 400, 0)
+        for name, value in alone.items():
+            assert found[name] == pytest.approx(value), name
+    assert alone["auc_ci95"][1] - alone["auc_ci95"][0] > 0.1
+    assert alone["auc"] == auc(tokens["dlogp"][50:], tokens["dlogp"][:50], np.ones(50), np.ones(50))
+    assert alone["auc"] == alone["auc_response"] and alone["auc_ci95"] == alone["auc_response_ci95"]
+
+
+KINDS = [  # c: choice, a: arithmetic, ~: connective, .: copy
+    ("44+8-3,5*2?", r"44+8=52; 52-3=49 so 5*2=10 then \boxed{49,10}<|im_end|>", "c...caa~c....aa~c...aa~........"),
+    ("44+8-3,5*2?", r"44+8-3=49; \boxed{49,10}<|im_end|>", "c...c..aa~caaaaa.."),  # no choice at the second =
+    ("44+8-3,5*2?", r"\boxed{49,10}<|im_end|>", "caaaaa.."),
+    ("44+8-3*2,5*2?", r"44+8=52; 52-3", "c...caa~...."),  # cut by the length limit
 ]
 
 
-@pytest.mark.parametrize(("prompt", "response", "expected"), LEAPS)
-def test_forks_are_where_a_leap_is_chosen(prompt, response, expected):
+@pytest.mark.parametrize(("prompt", "response", "expected"), KINDS)
+def test_kinds_of_tokens(prompt, response, expected):
     pieces = re.findall(r"\\boxed\{|<\|im_end\|>|; | [a-z]+ |.", response)
-    assert "".join({"copy": ".", "connective": "~"}.get(k, k[0]) for k in token_kinds(prompt, pieces)) == expected
-    assert {*token_kinds("What is 44+8-3?", pieces)} == {""}
+    letters = {"choice": "c", "arithmetic": "a", "connective": "~", "copy": "."}
+    assert "".join(letters[kind] for kind in script.token_kinds(prompt, pieces)) == expected
+    assert set(script.token_kinds("What is 44+8-3?", pieces)) == {""}
 
 
-QUICK = ["--problems", "6", "--samples", "3", "--gen-batch", "4", "--bootstrap", "20"]
-
-
-def run(*flags):
-    with contextlib.chdir(ROOT):
-        script.main(script.parse_args(list(map(str, flags))))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("delta") / "run"
-    run(*QUICK, "--out", out)
-    return out
-
-
+# ---------------------------------------------------------------------------------------------------------- whole runs
 def test_a_run_leaves_every_figure_and_number(finished):
     names = "histograms.png figure_3.png tokens.png tokens.html tokens.npz summary.json config.json responses.jsonl"
-    assert {path.name for path in finished.iterdir()} == {*names.split()}
+    assert {path.name for path in finished.iterdir()} == set(names.split())
     summary = json.loads((finished / "summary.json").read_text())
     for table, key in (("dlogp_bins", "share"), ("gradient_bins", "share"), ("gradient_bins", "mass")):
         assert sum(row[key] for row in summary[table].values()) == pytest.approx(1)
+    for name in ("kinds_base", "kinds_rlvr"):
+        assert sum(row["share"] for row in summary[name].values()) == pytest.approx(1)
     for row in summary["histograms"].values():
         assert 0 <= row["auc_ci95"][0] <= row["auc"] <= row["auc_ci95"][1] <= 1
-    data, n_tokens = np.load(finished / "tokens.npz"), sum(row["tokens"] for row in summary["dlogp"].values())
-    assert {len(data[name]) for name in data} == {n_tokens}
+    data = np.load(finished / "tokens.npz")
+    assert {len(data[name]) for name in data} == {sum(row["tokens"] for row in summary["dlogp"].values())}
 
 
-def test_32_mean_dlogp_is_kl_in_expectation(finished):
+def test_the_mean_dlogp_is_a_kl_in_expectation(finished):
     data = np.load(finished / "tokens.npz")
     for source, expected in (("rlvr", data["kl_rlvr_base"]), ("base", -data["kl_base_rlvr"])):
         noise = (data["dlogp"] - expected)[data["source"] == source]  # a martingale difference
@@ -198,108 +259,123 @@ def test_32_mean_dlogp_is_kl_in_expectation(finished):
 
 
 def test_every_token_has_the_metrics_of_its_place(finished):
-    """tokens.npz against log-probs of single responses: micro-batches are sorted by length, and put back in order."""
+    """tokens.npz against scores of single responses: micro-batches are sorted by length, and put back in order."""
     data = np.load(finished / "tokens.npz")
-    rows = [json.loads(line) for line in (finished / "responses.jsonl").read_text().splitlines()]
-    for name in script.SOURCES:
-        model = script.AutoModelForCausalLM.from_pretrained(ROOT / "tiny" / name)
+    rows = read_rows(finished / "responses.jsonl")
+    for source in script.SOURCES:
+        model = script.load_model(f"tiny/{source}", "cpu")
         for i, row in enumerate(rows):
-            tokens, of = torch.tensor([row["ids"] + row["response_ids"]]), data["response"] == i
-            mask = (torch.arange(tokens.shape[1]) >= len(row["ids"]))[None] * 1.0
+            of_response = data["response"] == i
+            tokens, mask = pad_responses([Response(row, source, row["response_ids"], "", False)])
             with torch.no_grad():
-                alone = dapo.token_logprobs(model, tokens, mask)
-            assert data["response_ids"][of].tolist() == row["response_ids"]
-            assert set(data["source"][of]) == {row["source"]}
-            assert np.allclose(data[f"logp_{name}"][of], alone[0][0, len(row["ids"]) :].numpy(), atol=1e-4)
+                logp, _ = dapo.token_logprobs(model, tokens, mask)
+            assert data["response_ids"][of_response].tolist() == row["response_ids"]
+            assert set(data["source"][of_response]) == {row["source"]}
+            assert np.allclose(data[f"logp_{source}"][of_response], logp[mask == 1].numpy(), atol=1e-4)
 
 
-def test_sampling_is_that_of_rollout_in_dapo():
-    model, tokenizer = (cls.from_pretrained(ROOT / "tiny/rlvr") for cls in (script.AutoModelForCausalLM, AutoTokenizer))
-    prompts = [p["ids"] for p in dapo.read_problems(ROOT / "tiny/test.jsonl", tokenizer, 99)[:5]]
-    ends, n_vocab = [tokenizer.eos_token_id], len(tokenizer)
-    ours = script.sample(model, prompts, 3, 60, ends, n_vocab, 1.0, torch.Generator().manual_seed(4))
-    theirs = dapo.rollout(model, prompts, 3, 60, ends, n_vocab, generator=torch.Generator().manual_seed(4))
-    lengths = theirs["mask"].sum(1).int().tolist()
-    assert ours == [row[:n] for row, n in zip(theirs["tokens"].tolist(), lengths, strict=True)]
+def test_advantages_are_those_of_groups_of_the_rlvr_model(finished):
+    data = np.load(finished / "tokens.npz")
+    groups = {}
+    for i, row in enumerate(read_rows(finished / "responses.jsonl")):
+        of_response = data["response"] == i
+        assert len(set(data["adv"][of_response])) == 1
+        if row["source"] == "rlvr":
+            groups.setdefault(row["prompt"], []).append((row["right"], data["adv"][of_response][0]))
+    found = []
+    expected = []
+    for group in groups.values():
+        found.append([adv for _, adv in group])
+        expected.append([float(right) for right, _ in group])
+    assert np.allclose(found, dapo.group_advantages(torch.tensor(expected)).numpy()) and np.any(found)
+    assert not data["adv"][data["source"] == "base"].any()
+    assert np.allclose(data["coefficient"], np.abs(data["adv"]) * 2 * (1 - np.exp(data["logp_rlvr"])), atol=1e-6)
 
 
 def test_responses_from_a_file_give_the_same_tokens(finished, tmp_path):
-    rows = [json.loads(line) for line in (finished / "responses.jsonl").read_text().splitlines()]
-    bare = [{key: row[key] for key in ("prompt", "response", "source", "answer")} for row in rows]
-    path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in bare))
-    run(*QUICK, "--responses", path, "--out", tmp_path / "run")
-    one, other = np.load(finished / "tokens.npz"), np.load(tmp_path / "run" / "tokens.npz")
-    assert all(np.array_equal(one[name], other[name]) for name in one)
+    bare = []
+    for row in read_rows(finished / "responses.jsonl"):
+        bare.append({key: row[key] for key in ("prompt", "response", "source", "answer")})
+    script.write_jsonl(tmp_path / "mine.jsonl", bare)
+    out = run(f"{QUICK} --responses {tmp_path / 'mine.jsonl'}", tmp_path / "run")
+    whole = np.load(finished / "tokens.npz")
+    given = np.load(out / "tokens.npz")
+    assert all(np.array_equal(whole[name], given[name]) for name in whole)
 
 
-def test_29_resume_after_a_kill_gives_the_same_run(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
+def test_resume_after_a_kill_gives_the_same_run(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
     whole = (finished / "responses.jsonl").read_text()
-    (tmp_path / "run" / "responses.jsonl").write_text("".join(whole.splitlines(keepends=True)[:12]))  # the first batch
-    with pytest.raises(SystemExit, match="--resume goes on with one"):
-        run(*QUICK, "--out", tmp_path / "run")
-    run(*QUICK, "--out", tmp_path / "run", "--resume")
-    assert (tmp_path / "run" / "responses.jsonl").read_text() == whole
-    assert (tmp_path / "run" / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
+    (out / "responses.jsonl").write_text("".join(whole.splitlines(keepends=True)[:12]))  # the first batch
+    with pytest.raises(ValueError, match="--resume goes on with it"):
+        run(QUICK, out)
+    with pytest.raises(ValueError, match="was started with seed = 1"):
+        run(f"{QUICK} --resume --seed 2", out)
+    run(f"{QUICK} --resume", out)
+    assert (out / "responses.jsonl").read_text() == whole
+    assert (out / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
 
 
 def test_identical_models_and_one_response_of_one_token(tmp_path):
-    flags = ["--base", "tiny/rlvr", "--problems", "1", "--samples", "1", "--bootstrap", "2", "--max-response", "1"]
-    run(*flags, "--out", tmp_path / "run")
-    data = np.load(tmp_path / "run" / "tokens.npz")
+    out = run("--base tiny/rlvr --problems 1 --samples 1 --bootstrap 2 --max-response 1 --device cpu", tmp_path / "run")
+    data = np.load(out / "tokens.npz")
     assert not data["dlogp"].any() and not data["kl"].any()
-    assert "nan" not in (tmp_path / "run" / "summary.json").read_text().lower()
+    assert "nan" not in (out / "summary.json").read_text().lower()
 
 
-def test_check_prints_the_error_of_the_lemma(tmp_path, capsys):
-    run("--check", "--out", tmp_path / "run")
-    assert "largest relative error" in capsys.readouterr().out and not (tmp_path / "run").exists()
+def test_check_prints_the_error_of_the_lemma_or_fails(tmp_path, capsys, monkeypatch):
+    run("--check --problems 2 --max-response 8 --device cpu", tmp_path / "run")
+    assert "on 16 tokens: largest relative error" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    monkeypatch.setattr(script, "gradient_coefficient", lambda logp, adv, ratio: (ratio * adv).abs() * (1 - logp.exp()))
+    with pytest.raises(ValueError, match="fails"):
+        run("--check --problems 2 --max-response 8 --device cpu", tmp_path / "run")
 
 
 ROW = '{"prompt": "1+1?", "answer": "2"'
-BAD = {
+BAD_RESPONSES = {
     "not json": "line 2: want",
     ROW + "}": 'line 2: want "response"',
     ROW + ', "response": "2", "source": "me"}': 'line 2: want "response"',
-    ROW + ', "response": "two", "source": "base"}': "line 2: want a response of",
+    ROW + ', "response": "two", "source": "base"}': "line 2: want a response of 1 to ",
+    ROW + ', "response": "2", "source": "base", "response_ids": [99999]}': "line 2: want a response of 1 to ",
     ROW + ', "response": "2", "source": "rlvr"}': "want responses of both sources",
 }
 
 
-@pytest.mark.parametrize(("line", "message"), BAD.items())
-def test_bad_responses_are_named(tmp_path, line, message):
+@pytest.mark.parametrize("line", BAD_RESPONSES)
+def test_bad_responses_are_named(tmp_path, line):
     path = tmp_path / "bad.jsonl"
-    path.write_text(ROW + ', "response": "2", "source": "rlvr"}\n' + line + "\n")
-    with pytest.raises(SystemExit, match=re.escape(message)):
-        script.read_responses(path, AutoTokenizer.from_pretrained(ROOT / "tiny" / "rlvr"), 22, "exact")
+    path.write_text(f'{ROW}, "response": "2", "source": "rlvr"}}\n{line}\n')
+    with pytest.raises(ValueError, match=re.escape(f"{path}") + ".*" + re.escape(BAD_RESPONSES[line])):
+        script.read_responses(path, AutoTokenizer.from_pretrained("tiny/rlvr"), 22, "exact")
 
 
-FLAGS = {
+BAD_FLAGS = {
     "--responses nowhere.jsonl": "No such file",
-    "--base tiny/nope": "huggingface.co",
+    "--base tiny/nope": "--base tiny/nope: ",
     "--max-response 250": "tiny/test.jsonl, line 1: the prompt exceeds",
     "--resume": "holds no run",
-    "--samples 0": "must be above 0",
+    "--out README.md/run": "Not a directory",
+    "--samples 0": "--samples 0: want a number above 0",
 }
 
 
-@pytest.mark.parametrize(("flags", "message"), FLAGS.items())
-def test_bad_input_is_one_sentence(flags, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["delta_logp.py", *QUICK, "--out", str(tmp_path / "x"), *flags.split()])
-    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_bad_input_is_one_sentence(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["delta_logp.py", *QUICK.split(), "--out", str(tmp_path / "run"), *flags.split()])
+    with pytest.raises(SystemExit, match=f"^error: .*{BAD_FLAGS[flags]}") as error:
         runpy.run_path("delta_logp.py", run_name="__main__")
-    assert "\n" not in error.value.code
+    assert "\n" not in error.value.code and not (tmp_path / "run").exists()
 
 
-def test_the_page_shows_every_token_with_its_numbers(finished):
+def test_the_page_shows_every_token_with_its_numbers(finished, tmp_path):
     page = (finished / "tokens.html").read_text()
     assert not re.search(r"(?:src|href)\s*=|@import|url\(|<script", page)
-    rows = [{"title": "<b>", "pieces": ["<i>", '"', "7"], "response_ids": [1, 2, 3]}]
+    response = Response({"prompt": "<b>", "answer": "1"}, "base", [1, 2, 3], "", False, ["<i>", '"', "\n"])
     for name in ("logp_base", "logp_rlvr", *script.METRICS):
-        rows[0][name] = np.array([-9.0, 0.5, 9.0])
-    script.write_page(finished / "probe.html", rows)
-    page = (finished / "probe.html").read_text()
+        response.scores[name] = np.array([-9.0, 0.5, 9.0])
+    script.write_page(tmp_path / "page.html", [response])
+    page = (tmp_path / "page.html").read_text()
     assert "<i>" not in page and "<b>" not in page.partition("<h2>")[2] and page.count('tabindex="0"') == 3
-    assert "dlogp        +0.5000" in page and "token 2: 7 (id 3)" in page
+    assert "dlogp        +0.5000" in page and "token 2: \\n (id 3)" in page
