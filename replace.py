@@ -1,272 +1,405 @@
-"""Selective token replacement: at which few positions must the base model take RLVR's token to become as good?
+"""Selective token replacement: how few of RLVR's tokens must the base model take to become as good?
 
-What it shows: two models decode one response. The base draws every token; where a criterion fires, the token is drawn
-again from the RLVR model, and both go on from the same prefix. A criterion that needs few replacements to make the base
-as good as the RLVR model points at the tokens that matter. And in reverse: how few of the base's tokens ruin RLVR's?
+What it shows: two models decode one response. The base draws every token. Where a criterion fires, the token is
+resampled from the RLVR model, and both models go on from the same prefix. The criterion that needs the fewest
+replacements points at the tokens that matter. In reverse: how few of the base's tokens ruin RLVR's responses?
 
   Paper A: "On the Direction of RLVR Updates for LLM Reasoning" (arXiv 2603.22117), section 3.2 and appendix A.2
 
-The equations, tagged in the code. A token y that the base has drawn is replaced if its score passes a threshold:
-  (1) entropy        H(pi_base); entropy-rlvr: H(pi_RL)                                                 Algorithm 1
-  (2) kl             (KL(RL||base) + KL(base||RL)) / 2; kl-forward: the first, kl-reverse: the second   appendix A.2
-  (3) dlogp          log pi_base(y) - log pi_RL(y), which is -dlogp(y): fires where dlogp(y) < tau      Algorithm 1
-  (4) random         a uniform number: fires with probability rho                                       Algorithm 1
+The equations, tagged (1) to (5) in the code. A criterion scores the token y that the base has drawn. It fires where
+the score is above a threshold:
+  (1) dlogp          -dlogp(y), where dlogp(y) = log pi_RL(y) - log pi_base(y)                          Algorithm 1
+  (2) entropy        H(pi_base); entropy-rlvr: H(pi_RL)                                                 Algorithm 1
+  (3) kl             (KL(RL||base) + KL(base||RL)) / 2; kl-forward: the first, kl-reverse: the second   appendix A.2
+  (4) random         a uniform number between 0 and 1                                                   Algorithm 1
   (5) replacement    y ~ pi_RL                                                                          Algorithm 1
 Thresholds are calibrated on other problems, so that all criteria replace the same shares of tokens.
 
-Differs from the released code: everything is over the full vocabulary, where it sees 50 log-probs of each model; each
-row and position has noise of its own, where it seeds every one-token request alike. Top-p is 1 by default, not 0.7.
+Differs from the released code: distributions are over the full vocabulary; there they are 50 log-probs of each model.
+Each row and position has noise of its own; there every one-token request has the same seed. Top-p is 1, not 0.7.
+All is fp32, on a GPU too: in bf16 the threshold dlogp < -0.1 would be wrong at 9% of the tokens (docs/gpu.md).
 
     python replace.py                                    # tiny pair on two CPU cores, 7 minutes
     python replace.py --base Qwen/Qwen2.5-1.5B --rlvr Open-Reasoner-Zero/Open-Reasoner-Zero-1.5B --top-p 0.7 \\
         --test data/aime24/test.jsonl --train data/math/train.jsonl --max-response 8192 --rows 128           # one GPU
 """
 
-import argparse
-import functools
 import itertools
 import json
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import transformers
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+FIGURE_2 = ("dlogp", "kl", "entropy", "random")  # the criteria of the paper's figure 2
 
 
 @dataclass
 class Args:
-    base: str = "tiny/base"  # base model: a folder, or a name on the hub
-    rlvr: str = "tiny/rlvr"  # the model that RLVR made of it; its tokenizer and chat template serve both
-    test: str = "tiny/test.jsonl"  # problems, one {"prompt": ..., "answer": ...} a line
-    train: str = "tiny/train.jsonl"  # problems on which the thresholds are calibrated, same format
-    out: str = "runs/replace/default"  # folder of this run
-    resume: bool = False  # go on after the last criterion that --out holds
-    seed: int = 1  # of sampling and of the bootstrap
-    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"  # in bf16 on cuda
-    verifier: Literal["exact", "math-verify"] = "exact"  # of final answers; math-verify needs its package
+    base: str = HfArg(default="tiny/base", help="base model: a folder, or a name on the hub")
+    rlvr: str = HfArg(default="tiny/rlvr", help="the model that RLVR made of it; its tokenizer serves both")
+    test: str = HfArg(default="tiny/test.jsonl", help='problems, one {"prompt": ..., "answer": ...} a line')
+    train: str = HfArg(default="tiny/train.jsonl", help="problems that calibrate the thresholds, in the same format")
+    out: str = HfArg(default="runs/replace/default", help="folder of this run")
+    resume: bool = HfArg(default=False, help="go on after the last criterion that --out holds")
+    seed: int = HfArg(default=1, help="random seed of sampling and of the bootstrap")
+    device: Literal["cpu", "cuda"] = HfArg(default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
+    verifier: Literal["exact", "math-verify"] = HfArg(
+        default="exact", help="math-verify needs the package of that name"
+    )
     # what is compared
-    criteria: str = "dlogp,kl,entropy,random,kl-forward,kl-reverse,entropy-rlvr"  # criteria, in this order
-    reverse: str = "dlogp,random"  # criteria by which the base's tokens go into RLVR's responses; empty: none
-    ratios: str = "0.02,0.05,0.1,0.15,0.2,0.3"  # target shares of replaced tokens
-    # decoding, calibration and statistics
-    problems: int = 100  # the first N problems of --test; 0: all
-    samples: int = 4  # responses to a problem: avg@n
-    rows: int = 1600  # responses decoded side by side: all ratios of a criterion, for as many problems as fit
-    max_response: int = 128  # response limit, in tokens
-    temperature: float = 1.0  # of both models
-    top_p: float = 1.0  # nucleus (the paper: 0.7)
-    calibration_problems: int = 48  # problems of --train that a threshold is calibrated on
-    calibration_passes: int = 2  # passes over them after the first
-    bootstrap: int = 2000  # resamples of the problems behind each interval
+    criteria: str = HfArg(
+        default="dlogp,kl,entropy,random,kl-forward,kl-reverse,entropy-rlvr", help="criteria, in this order"
+    )
+    reverse: str = HfArg(
+        default="dlogp,random", help="criteria that put the base's tokens into RLVR's responses; empty: none"
+    )
+    ratios: str = HfArg(default="0.02,0.05,0.1,0.15,0.2,0.3", help="shares of tokens to replace")
+    # decoding
+    problems: int = HfArg(default=100, help="the first N problems of --test; 0: all")
+    samples: int = HfArg(default=4, help="responses to a problem")
+    rows: int = HfArg(default=1600, help="responses decoded side by side, all ratios of a criterion together")
+    max_response: int = HfArg(default=128, help="response limit, in tokens")
+    temperature: float = HfArg(default=1.0, help="temperature of sampling; scores are those of temperature 1")
+    top_p: float = HfArg(default=1.0, help="top-p of sampling (the paper: 0.7)")
+    # calibration and statistics
+    calibration_problems: int = HfArg(default=48, help="calibrate on the first N problems of --train")
+    calibration_passes: int = HfArg(default=2, help="passes over them after the first")
+    bootstrap: int = HfArg(default=2000, help="resamples of the problems behind each interval of an area")
 
     def __post_init__(self):
-        above_0 = "samples rows max_response temperature top_p calibration_problems bootstrap"
-        if not (re.fullmatch(r"(0\.\d+,)*0\.\d+", self.ratios) and all(getattr(self, x) > 0 for x in above_0.split())):
-            sys.exit(f"error: want --ratios between 0 and 1, such as 0.05,0.1; {above_0.replace(' ', ', ')} above 0")
-        if unknown := {*f"{self.criteria},{self.reverse}".split(",")} - {*SCORES, ""}:
-            sys.exit(f"error: there is no criterion {min(unknown)!r}; there are {', '.join(SCORES)}")
+        for name in "samples rows max_response temperature top_p calibration_problems bootstrap".split():
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: want a number above 0")
+        for name in "seed problems calibration_passes".split():
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: want 0 or more")
+        if not all(0 < ratio < 1 for ratio in parse_numbers(self.ratios)):
+            raise ValueError(f"--ratios {self.ratios}: want numbers between 0 and 1, such as 0.05,0.1")
+        for name in f"{self.criteria},{self.reverse}".split(","):
+            if name and name not in SCORES:
+                raise ValueError(f"there is no criterion {name!r}; there are {', '.join(SCORES)}")
         if self.device == "cuda" and not torch.cuda.is_available():
-            sys.exit("error: --device cuda: PyTorch finds no CUDA device here")
+            raise ValueError("--device cuda: PyTorch finds no CUDA device here")
 
 
 def parse_args(argv=None):
-    """The fields of Args as flags, the comment behind each as its help text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", Path(__file__).read_text("utf-8"), re.MULTILINE))
-    for f in fields(Args):
-        kind = {"type": type(f.default), "choices": get_args(f.type) or None}
-        kind = {"action": "store_true"} if f.type is bool else kind | {"default": f.default}
-        help_text = f"{comments[f.name]} (default: {f.default})"
-        parser.add_argument("--" + f.name.replace("_", "-"), help=help_text, **kind)
+    """Command line -> Args: every field is a flag."""
+    parser = HfArgumentParser(Args, description=__doc__.splitlines()[0])
     return Args(**vars(parser.parse_args(argv)))
 
 
+def parse_numbers(text):
+    """Numbers in rising order: "0.2,0.1" -> [0.1, 0.2]. Raises ValueError where a part is no number."""
+    try:
+        return sorted(float(word) for word in text.split(","))
+    except ValueError:
+        raise ValueError(f"want numbers with commas between them, not {text!r}") from None
+
+
 # ------------------------------------------------------------------------------------------------ maths: tensors alone
+def delta_logp(logp_base, logp_rlvr, tokens):
+    """log pi_RLVR - log pi_base of the tokens (paper A, eq. 1): log-probs (..., V), ids (...) -> (...), in nats."""
+    return (logp_rlvr - logp_base).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)  # (1)
+
+
+def entropy(logp):
+    """Entropy in nats of distributions given as log-probs: (..., V) -> (...). An id of log-prob -inf counts as 0."""
+    return torch.special.entr(logp.exp()).sum(-1)  # (2)
+
+
 def kl_divergence(logp_p, logp_q):
     """KL(p || q) in nats, of log-probs (..., V) both -> (...). Ids that p never takes count as 0, whatever q does.
 
     Infinite where p takes what q never does. Rounding may leave -1e-7 for equal distributions; that is cut to 0.
     """
-    terms = logp_p.exp() * (logp_p - logp_q)  # (2)
+    terms = logp_p.exp() * (logp_p - logp_q)  # (3)
     return terms.masked_fill(logp_p.exp() == 0, 0.0).sum(-1).clamp(min=0.0)
 
 
-# log-probs (N, V) of base and RLVR at the same prefixes, and the ids (N,) that the base drew -> scores (N,)
+# A criterion: log-probs (N, V) of base and RLVR after the same prefixes, and the ids (N,) that the base drew -> (N,).
+def score_dlogp(logp_base, logp_rlvr, tokens):
+    """High where RLVR made the drawn token less likely: -dlogp, in nats."""
+    return -delta_logp(logp_base, logp_rlvr, tokens)
+
+
+def score_kl(logp_base, logp_rlvr, tokens):
+    """High where the models differ, whatever was drawn: mean of both KL divergences, in nats."""
+    return (kl_divergence(logp_rlvr, logp_base) + kl_divergence(logp_base, logp_rlvr)) / 2
+
+
+def score_entropy(logp_base, logp_rlvr, tokens):
+    """High where the base is uncertain how to go on, in nats."""
+    return entropy(logp_base)
+
+
+def score_random(logp_base, logp_rlvr, tokens):
+    """A uniform number between 0 and 1, from PyTorch's global generator."""
+    return torch.rand(tokens.shape, device=tokens.device)  # (4)
+
+
+def score_kl_forward(logp_base, logp_rlvr, tokens):
+    """KL(RLVR || base), in nats: high where RLVR would take what the base would not."""
+    return kl_divergence(logp_rlvr, logp_base)
+
+
+def score_kl_reverse(logp_base, logp_rlvr, tokens):
+    """KL(base || RLVR), in nats: high where the base would take what RLVR would not."""
+    return kl_divergence(logp_base, logp_rlvr)
+
+
+def score_entropy_rlvr(logp_base, logp_rlvr, tokens):
+    """High where the RLVR model is uncertain how to go on, in nats."""
+    return entropy(logp_rlvr)
+
+
 SCORES = {
-    "dlogp": lambda base, rlvr, y: (base - rlvr).gather(-1, y[:, None])[:, 0],  # (3), RLVR made y less likely
-    "kl": lambda base, rlvr, y: (kl_divergence(rlvr, base) + kl_divergence(base, rlvr)) / 2,  # whatever was drawn
-    "entropy": lambda base, rlvr, y: torch.special.entr(base.exp()).sum(-1),  # (1), the base does not know how to go on
-    "random": lambda base, rlvr, y: torch.rand(y.shape, device=y.device),  # (4)
-    "kl-forward": lambda base, rlvr, y: kl_divergence(rlvr, base),  # the RLVR model would take what the base would not
-    "kl-reverse": lambda base, rlvr, y: kl_divergence(base, rlvr),  # the base would take what the RLVR model would not
-    "entropy-rlvr": lambda base, rlvr, y: torch.special.entr(rlvr.exp()).sum(-1),  # (1), nor does the RLVR model
+    "dlogp": score_dlogp,
+    "kl": score_kl,
+    "entropy": score_entropy,
+    "random": score_random,
+    "kl-forward": score_kl_forward,
+    "kl-reverse": score_kl_reverse,
+    "entropy-rlvr": score_entropy_rlvr,
 }
-FIGURE_2 = ("dlogp", "kl", "entropy", "random")
+
+
+# -------------------------------------------------------------------------------------------- model: decoding with two
+def load_model(name, device):
+    """A model of a folder or of the hub, in fp32."""
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    return model.to(device)
+
+
+def load_pair(base_name, rlvr_name, device):
+    """Two models of one vocabulary, and the tokenizer of the second, which serves both.
+
+    Raises ValueError where a name is neither a folder with a model nor on the hub, and where the vocabularies differ.
+    """
+    models = []
+    tokenizers = []
+    for flag, name in (("--base", base_name), ("--rlvr", rlvr_name)):
+        try:
+            tokenizers.append(AutoTokenizer.from_pretrained(name))
+            models.append(load_model(name, device))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{flag} {name}: {error}") from error
+    differ = sorted(tokenizers[0].get_vocab().items() ^ tokenizers[1].get_vocab().items())
+    if differ:
+        raise ValueError(
+            f"{base_name} and {rlvr_name} do not share a vocabulary: {differ[:2]}; RLVR must start from --base"
+        )
+    return models[0], models[1], tokenizers[1]
 
 
 def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
-    """Draw one token a row from softmax(logits / temperature), cut to its nucleus if top_p < 1. logits (N, V).
+    """Draw one token per row from softmax(logits / temperature), cut to top-p: logits (N, V) -> three tensors (N,).
 
-    Returns (tokens, logp, entropy), (N,) each: log-prob and entropy, in nats, of the full softmax at that temperature,
-    before the cut. Temperature 0 is greedy; its logp and entropy are those of temperature 1.
+    Returns tokens, logp and entropy. The last two are of the full softmax at that temperature, before the cut, in
+    nats. Temperature 0 is greedy; its logp and entropy are those of temperature 1.
     """
-    logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # (N, V)
     entropy = torch.special.entr(logp.exp()).sum(-1)
     scores = logp
-    if top_p < 1:  # the smallest set of likeliest tokens whose probability reaches top_p
+    if top_p < 1:  # keep the smallest set of likeliest tokens whose probability reaches top_p
         ordered, order = logp.exp().sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p
-        scores = logp.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
-    if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise is an exact draw
-        scores = scores - torch.empty_like(logp).exponential_(generator=generator).log()
+        probability_before = ordered.cumsum(-1) - ordered
+        beyond_ordered = probability_before >= top_p
+        beyond = torch.zeros_like(beyond_ordered).scatter(-1, order, beyond_ordered)
+        scores = logp.masked_fill(beyond, -torch.inf)
+    if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise, -log(exponential noise), is an exact draw
+        noise = torch.empty_like(logp).exponential_(generator=generator)
+        scores = scores - noise.log()
     tokens = scores.argmax(-1)
     return tokens, logp.gather(-1, tokens[:, None])[:, 0], entropy
 
 
-@torch.no_grad()
-def next_logits(model, prompts, copies, n_vocab=None):
-    """A generator that decodes `copies` rows for each of B prompts (lists of ids): N = B * copies rows in group order.
+def end_ids(tokenizer, *models):
+    """The ids that end a response: the tokenizer's, and those of each model (a chat model has two)."""
+    ids = {tokenizer.eos_token_id}
+    for model in models:
+        eos = model.generation_config.eos_token_id  # an id, a list of ids, or None
+        ids.update(eos if isinstance(eos, list) else [eos])
+    return sorted(ids - {None})
 
-    It yields the logits (N, n_vocab) of the next token, and is sent (keep, tokens): the indices (n,) of the rows that
-    go on, the others leave batch and cache, and the token (n,) that each goes on with; then it yields (n, n_vocab).
-    Ids from n_vocab on, which pad the embedding matrix, are left out.
+
+class Decoder:
+    """One model that decodes `copies` responses to each of B prompts, token by token; the caller chooses the tokens.
+
+    `logits` are those of the next token: (N, V), N = B * copies rows in group order, as long as all rows go on.
+    prompts: lists of ids. n_vocab: ids from there on, which pad the embedding matrix, are left out.
     """
-    width, device = max(map(len, prompts)), model.device
-    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)  # (B, W), left-padded
-    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    position = (attention.cumsum(1) - 1).clamp(min=0)  # padding must not shift positions
-    out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
-    cache, state = out.past_key_values, (out.logits[:, -1], attention, position[:, -1:])
-    cache.batch_repeat_interleave(copies)  # a prompt is read once, whatever the group
-    logits, attention, position = (x.repeat_interleave(copies, dim=0) for x in state)
-    while True:
-        keep, tokens = yield logits[:, :n_vocab]
-        if len(keep) < len(logits):
-            attention, position = attention[keep], position[keep]
-            cache.batch_select_indices(keep)
-        attention, position = torch.cat([attention, attention.new_ones(len(tokens), 1)], dim=1), position + 1
-        inputs = {"input_ids": tokens[:, None], "attention_mask": attention, "position_ids": position}
-        logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+
+    @torch.no_grad()
+    def __init__(self, model, prompts, copies, n_vocab=None):
+        """Read every prompt once, padded on the left; then repeat what was read for its copies."""
+        self.model = model
+        self.n_vocab = n_vocab
+        device = model.device
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)  # (B, W)
+        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)  # (B, W)
+        position = (attention.cumsum(1) - 1).clamp(min=0)  # padding must not shift positions
+        out = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=True, logits_to_keep=1)
+        self.cache = out.past_key_values
+        self.cache.batch_repeat_interleave(copies)
+        self.logits = out.logits[:, -1, :n_vocab].repeat_interleave(copies, dim=0)  # (N, V)
+        self.attention = attention.repeat_interleave(copies, dim=0)  # (N, W)
+        self.position = position[:, -1:].repeat_interleave(copies, dim=0)  # (N, 1)
+
+    @torch.no_grad()
+    def step(self, keep, tokens):
+        """Go on with the n rows `keep`, an index of rows (n,), fed with their next `tokens` (n,) -> logits (n, V)."""
+        if len(keep) < len(self.logits):  # rows that have ended leave the batch and the cache
+            self.attention = self.attention[keep]
+            self.position = self.position[keep]
+            self.cache.batch_select_indices(keep)
+        self.attention = torch.cat([self.attention, self.attention.new_ones(len(tokens), 1)], dim=1)
+        self.position = self.position + 1
+        out = self.model(
+            input_ids=tokens[:, None],
+            attention_mask=self.attention,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.logits = out.logits[:, -1, : self.n_vocab]
+        return self.logits
 
 
-def decode_two(base, rlvr, prompts, score, thresholds, max_new_tokens, eos_ids, n_vocab=None, **sampling):
-    """Two models decode one response (paper A, Algorithm 1): draw y from the base; where its score exceeds the
-    threshold, draw y again from the RLVR model. Both are fed the same tokens, each with a cache of its own.
+def decode_two(
+    base,
+    rlvr,
+    prompts,
+    score,
+    thresholds,
+    max_new_tokens,
+    eos_ids,
+    n_vocab=None,
+    temperature=1.0,
+    top_p=1.0,
+    generator=None,
+):
+    """Two models decode one response (paper A, Algorithm 1). The base draws every token; where its score is above the
+    threshold, the token is resampled from the RLVR model. Both models are fed the same tokens.
 
-    prompts: B lists of ids; thresholds: (K,), for the K copies of every prompt, so N = B * K rows in group order; inf
-    never fires, -inf always. score(logp_base, logp_rlvr, tokens) -> (n,) sees log-probs (n, V) at temperature 1.
-    Where nothing fires the second draw takes no noise: tokens are then those of dapo.py's rollout.
-    Returns tensors (N, T), T the longest response: tokens; mask, 1 up to the end; replaced, of bool; scores before it.
+    prompts: B lists of ids. score: a criterion such as score_dlogp; it sees log-probs of temperature 1. thresholds:
+    (K,), one for each of the K copies of a prompt; inf never fires, -inf always. The rest is as in dapo.py's rollout.
+    Where nothing fires, no noise is drawn for a second token: the tokens are those of rollout.
+    Returns a dict of tensors, N = B * K rows in group order, T tokens of the longest response:
+      tokens (N, T), the ending id included; mask (N, T), 1 on response tokens; replaced (N, T), bool; scores (N, T),
+      of the tokens that the base drew.
     """
-    decoders = [next_logits(model, prompts, len(thresholds), n_vocab) for model in (base, rlvr)]
-    logits, device = [next(decoder) for decoder in decoders], base.device  # of the base and of RLVR, (n, V) each
-    thresholds = torch.as_tensor(thresholds, dtype=torch.float32, device=device).repeat(len(prompts))  # (N,)
-    live, stops = torch.arange(len(thresholds), device=device), torch.tensor(eos_ids, device=device)
-    tokens = torch.zeros(len(live), max_new_tokens, dtype=torch.long, device=device)
-    replaced, (mask, scores) = tokens < 0, torch.zeros(2, len(live), max_new_tokens, device=device)
-    for t in range(max_new_tokens):  # live: the rows still in the batch
-        new, _, _ = sample_tokens(logits[0], **sampling)
-        logp = [torch.log_softmax(x.float(), dim=-1) for x in logits]
-        scores[live, t] = y_score = score(*logp, new)
-        fires = y_score > thresholds[live]
+    device = base.device
+    base_decoder = Decoder(base, prompts, len(thresholds), n_vocab)
+    rlvr_decoder = Decoder(rlvr, prompts, len(thresholds), n_vocab)
+    base_logits = base_decoder.logits  # (N, V)
+    rlvr_logits = rlvr_decoder.logits  # (N, V)
+    n_rows = len(prompts) * len(thresholds)
+    row_thresholds = torch.tensor(thresholds, dtype=torch.float32, device=device).repeat(len(prompts))  # (N,)
+    tokens = torch.zeros(n_rows, max_new_tokens, dtype=torch.long, device=device)
+    mask = torch.zeros(n_rows, max_new_tokens, device=device)
+    replaced = torch.zeros(n_rows, max_new_tokens, dtype=torch.bool, device=device)
+    scores = torch.zeros(n_rows, max_new_tokens, device=device)
+    stops = torch.tensor(eos_ids, device=device)
+    live = torch.arange(n_rows, device=device)  # the rows still in the batch
+    for t in range(max_new_tokens):
+        new, _, _ = sample_tokens(base_logits, temperature, top_p, generator)
+        base_logp = torch.log_softmax(base_logits.float(), dim=-1)
+        rlvr_logp = torch.log_softmax(rlvr_logits.float(), dim=-1)
+        new_scores = score(base_logp, rlvr_logp, new)
+        fires = new_scores > row_thresholds[live]
         if fires.any():
-            new[fires], _, _ = sample_tokens(logits[1][fires], **sampling)  # (5)
-        tokens[live, t], mask[live, t], replaced[live, t] = new, 1.0, fires
-        stopped = torch.isin(new, stops)
-        if stopped.all() or t + 1 == max_new_tokens:
+            new[fires], _, _ = sample_tokens(rlvr_logits[fires], temperature, top_p, generator)  # (5)
+        tokens[live, t] = new
+        mask[live, t] = 1.0
+        replaced[live, t] = fires
+        scores[live, t] = new_scores
+        ended = torch.isin(new, stops)
+        if ended.all() or t + 1 == max_new_tokens:
             break
-        keep = (~stopped).nonzero()[:, 0]
-        live, logits = live[keep], [decoder.send((keep, new[keep])) for decoder in decoders]
-    return tuple(x[:, : t + 1] for x in (tokens, mask, replaced, scores))
-
-
-def calibrate(decode, targets, passes):
-    """Thresholds (K,) at which shares `targets` of the tokens are replaced: quantiles of the score, found by iteration.
-
-    decode(thresholds, number of the pass) -> for each threshold, the scores of all tokens drawn. The first pass
-    replaces nothing; but replaced tokens lead to other prefixes with other scores, so each further pass decodes at the
-    last quantiles, and the next ones are those of the last two such passes together.
-    """
-    thresholds, last = [], decode([math.inf], 0) * len(targets)
-    for number in range(passes + 1):
-        new = decode(thresholds, number) if number > 0 else last
-        both = [np.hstack(pair) for pair in zip(last, new, strict=True)] if number > 1 else new
-        thresholds, last = [float(np.quantile(x, 1 - target)) for x, target in zip(both, targets, strict=True)], new
-    return thresholds
-
-
-def compare(rlvr, curves, resamples, seed):
-    """How criteria compare: {criterion or "one - other": {"enough", "area", "area_ci95"}}, from {criterion: points}.
-
-    enough: the smallest measured ratio whose accuracy is within the noise of RLVR's, a point as well: the 95% interval
-    of the difference, paired by problem, reaches 0. area: mean accuracy over log ratio, where all curves are defined.
-    """
-    table, areas, n = {}, {}, len(rlvr["right"])
-    draws = np.vstack([np.arange(n), np.random.default_rng(seed).integers(n, size=(resamples, n))])  # (1 + R, P)
-    # an increasing axis for each curve; a measured ratio of 0 has no logarithm
-    x = {name: np.log(np.maximum.accumulate([max(1e-6, p["ratio"]) for p in curve])) for name, curve in curves.items()}
-    low, high = max((log[0] for log in x.values()), default=0), min((log[-1] for log in x.values()), default=0)
-    for name, curve in curves.items():
-        means = np.array([np.array(point["right"])[draws].mean(axis=1) for point in [rlvr, *curve]])  # (1 + K, 1 + R)
-        lead = np.quantile(means[0, 1:] - means[1:, 1:], 0.025, axis=1)  # (K,): of RLVR, at least
-        table[name] = {"enough": min((p["ratio"] for p, y in zip(curve, lead, strict=True) if y <= 0), default=None)}
-        if low < high:
-            areas[name] = np.array([np.interp(np.linspace(low, high, 200), x[name], y).mean() for y in means[1:].T])
-    for one, other in itertools.pairwise(name for name in FIGURE_2 if name in areas):
-        areas[f"{one} - {other}"] = areas[one] - areas[other]
-    for name, area in areas.items():
-        table[name] = table.get(name, {}) | {"area": area[0], "area_ci95": [*np.quantile(area[1:], [0.025, 0.975])]}
-    return table
+        keep = (~ended).nonzero()[:, 0]
+        live = live[keep]
+        base_logits = base_decoder.step(keep, new[keep])
+        rlvr_logits = rlvr_decoder.step(keep, new[keep])
+    longest = t + 1
+    return {
+        "tokens": tokens[:, :longest],
+        "mask": mask[:, :longest],
+        "replaced": replaced[:, :longest],
+        "scores": scores[:, :longest],
+    }
 
 
 # ----------------------------------------------------------------------------------------- task: problems and verifier
 def read_problems(path, tokenizer, limit):
-    """Rows {"prompt": str, "answer": str} of a JSONL file, perhaps with "system"; adds "ids", the prompt in at most
-    `limit` tokens, in the tokenizer's chat template if it has one.
+    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", strings, as in the file, and
+    "ids", the prompt in tokens, in the tokenizer's chat template if it has one.
+
+    Raises ValueError, which names file and line, for a row without these, and for more than `limit` tokens.
     """
-    problems, chat = [], tokenizer.chat_template is not None
+    problems = []
+    has_template = tokenizer.chat_template is not None
     lines = Path(path).read_text("utf-8", "surrogateescape").rstrip("\n").split("\n")  # splitlines would cut at U+2028
     for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            roles = {"system": row.get("system", ""), "user": row["prompt"]}
-            "".join([row["answer"], *roles.values()]).encode()  # fails where it is not UTF-8
-            if not row["prompt"].strip() or not row["answer"].strip():
-                raise ValueError("empty")
+            system = row.get("system", "")
+            (row["prompt"] + row["answer"] + system).encode()  # fails where one is no text, or not UTF-8
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            sys.exit(f'error: {path}, line {number}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}')
-        messages = [{"role": role, "content": text} for role, text in roles.items() if text]
-        text = "\n\n".join(message["content"] for message in messages)
-        if chat:
+            raise ValueError(f'{where}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}') from None
+        if not row["prompt"].strip() or not row["answer"].strip():
+            raise ValueError(f"{where}: prompt or answer is empty")
+        messages = [{"role": "user", "content": row["prompt"]}]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        if has_template:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        row["ids"] = tokenizer(text, add_special_tokens=not chat)["input_ids"]
+        else:
+            text = "\n\n".join(message["content"] for message in messages)
+        row["ids"] = tokenizer(text, add_special_tokens=not has_template)["input_ids"]
         if tokenizer.unk_token_id in row["ids"]:
-            sys.exit(f"error: {path}, line {number}: the prompt has characters that the model's vocabulary lacks")
+            raise ValueError(f"{where}: the prompt has characters that the model's vocabulary lacks")
         if len(row["ids"]) > limit:
-            sys.exit(f"error: {path}, line {number}: the prompt exceeds {limit} tokens, context less --max-response")
+            raise ValueError(f"{where}: the prompt exceeds {limit} tokens, context less --max-response")
         problems.append(row)
     return problems
 
 
 def extract_answer(text):
-    r"""What stands in the last balanced \boxed{...}, braces at most five deep, of the last 20,000 characters."""
-    inner = r"[^{}]*+"
-    for _ in range(4):
-        inner = rf"(?:[^{{}}]|\{{{inner}\}})*+"
-    boxes = re.findall(rf"\\boxed\s*\{{(?=({inner})\}})", text[-20_000:])
-    return boxes[-1].strip() if boxes else None
+    r"""What stands in the last \boxed{...} whose braces are balanced; None if there is none.
+
+    "so \boxed{\frac{1}{2}}." -> "\frac{1}{2}". Only the last 20,000 characters are read.
+    """
+    text = text[-20_000:]
+    boxes = {match.end() - 1 for match in re.finditer(r"\\boxed\s*\{", text)}  # positions of their opening braces
+    still_open = []  # positions of the braces that are not closed yet
+    last = -1
+    answer = None
+    for i, character in enumerate(text):
+        if character == "{":
+            still_open.append(i)
+        elif character == "}" and still_open:
+            start = still_open.pop()
+            if start in boxes and start > last:
+                last = start
+                answer = text[start + 1 : i].strip()
+    return answer
 
 
-def canonical(answer):
+def normalize_answer(answer):
     r"""A Fraction of a plain number (1,000  .5  1/2  \frac12), else the text without spaces, $, %, \left and \text."""
     s = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;:! ]|\\?[$%]", "", answer.replace("\u2212", "-").replace("{,}", ","))
     s = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", s.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
@@ -280,86 +413,342 @@ def canonical(answer):
 
 
 def is_correct(text, answer, verifier="exact"):
-    r"""Does the last \boxed{} of text hold the answer, as number or text? "math-verify" asks that package where not."""
+    r"""Does the last \boxed{} of text hold the answer, as number or text? If not, "math-verify" asks that package."""
     said = extract_answer(text)
     if not said or len(said) > 1000:
         return False
-    if verifier == "math-verify" and canonical(said) != canonical(answer):
+    if normalize_answer(said) == normalize_answer(answer):
+        return True
+    if verifier == "math-verify":
         from math_verify import parse, verify  # reads LaTeX; stops after 5 seconds
 
         return verify(parse(rf"\boxed{{{answer}}}"), parse(rf"\boxed{{{said}}}"))
-    return canonical(said) == canonical(answer)
+    return False
 
 
-def at_fork(prompt, pieces):
-    r"""Which tokens of a tiny-world response, strings, choose how far to leap: (T,) of bool; any other text has none.
-    They start a step (or \boxed{ and a guess) or, as long as the chain has operations left, follow an operand.
+# -------------------------------------------------------------- the tiny world alone: what did the writer choose to do?
+class Action(NamedTuple):
+    """What the writer of a tiny-world response did at a choice; positions are indices into the response's text."""
+
+    name: str  # "one_at_a_time", "two_at_once", or "guess": the box while operations are left, or three at once
+    choices: list  # positions where the writer chose one of these actions
+    result: tuple  # (start, end) of the number that the action computes
+    connective: int | None  # position of the connective that ends the action; the box has none
+
+
+def read_actions(prompt, text):
+    r"""The actions of a tiny-world response, in order; none for any other prompt. Ends where the text is malformed.
+
+    The text "63*2-2=24; 77-7=70 so \boxed{24,71}" answers the prompt "63*2-2,77-7+2-1?", modulo 100. Its actions:
+      two_at_once    63*2-2   choices [0, 4]    result (7, 9)    connective 9
+      one_at_a_time  77-7     choices [11, 15]  result (16, 18)  connective 18
+      guess          the box  choices [22]      result (29, 34)  connective None: 70+2-1 was not written
+    A box with no operations left is no action.
     """
-    left = [len(re.findall("[-+*]", x)) for x in prompt.split(",") if re.fullmatch(r"(\d+([-+*]\d)+[,?]){2}", prompt)]
-    text, end, forks = "".join(pieces), 0, []  # left: operations of each chain that are not folded yet
-    while left and (step := re.compile(r"\d{1,3}((?:[-+*]\d)+)=\d{1,3}(?:; | [a-z]+ )|\\boxed\{\d").match(text, end)):
-        folded, end = len(step[1] or "") // 2, step.end()
-        forks += [step.start(), *(step.start(1) + 2 * i for i in range(1, min(folded, left[0] - 1) + 1))]
-        left = [left[0] - folded, *left[1:]] if left[0] > folded else left[1:]
-    return np.isin(np.cumsum([0, *map(len, pieces)])[:-1], forks)
+    actions = []
+    if not re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt):
+        return actions
+    operations_left = [len(re.findall(r"[-+*]", chain)) for chain in prompt.split(",")]  # of each chain not finished
+    pattern = re.compile(r"\d{1,3}((?:[-+*]\d)+)=(\d{1,3})(; | [a-z]+ )|\\boxed\{([\d,]+)")
+    match = pattern.match(text)
+    while match:
+        operations, _, _, boxed = match.groups()
+        if boxed:
+            if operations_left:
+                actions.append(Action("guess", [match.start()], match.span(4), None))
+        else:
+            n_done = len(operations) // 2
+            choices = []
+            if operations_left:
+                choices.append(match.start())  # before the action
+            for i in range(1, n_done + 1):  # and after each of its operations, while the chain has more
+                if not operations_left:
+                    break
+                operations_left[0] -= 1
+                if operations_left[0] == 0:
+                    operations_left.pop(0)
+                    break
+                choices.append(match.start(1) + 2 * i)
+            name = {1: "one_at_a_time", 2: "two_at_once"}.get(n_done, "guess")
+            actions.append(Action(name, choices, match.span(2), match.start(3)))
+        match = pattern.match(text, match.end())
+    return actions
+
+
+def at_choices(prompt, pieces):
+    """Which tokens of a tiny-world response make a choice: its tokens as strings -> a list of bool, one for each."""
+    choices = set()  # positions in the text
+    for action in read_actions(prompt, "".join(pieces)):
+        choices.update(action.choices)
+    found = []
+    start = 0
+    for piece in pieces:
+        found.append(start in choices)
+        start += len(piece)
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------- experiment
-def decode_problems(problems, thresholds, seed, job, pair, score, tokenizer, args):
-    """args.samples responses to every problem at K thresholds: yields K points of a curve, each with all scores."""
-    ends = np.hstack([tokenizer.eos_token_id, *(model.generation_config.eos_token_id for model in pair)]).tolist()
-    limits, copies = (args.max_response, sorted({*ends} - {None}), len(tokenizer)), np.repeat(thresholds, args.samples)
-    size, piece = max(1, args.rows // len(copies)), functools.cache(lambda i: tokenizer.decode([i]))
-    arms, sampling = [[] for _ in thresholds], {"temperature": args.temperature, "top_p": args.top_p}
-    for i in tqdm(range(0, len(problems), size), desc=job, unit="batch", leave=False):
-        sampling["generator"] = torch.Generator(args.device).manual_seed(seed * 1_000_003 + i)
-        out = decode_two(*pair, [x["ids"] for x in problems[i : i + size]], score, copies, *limits, **sampling)
-        tokens, mask, replaced, scores = (x.cpu().numpy() for x in out)
-        for row, n in enumerate(mask.sum(axis=1).astype(int)):
-            problem, ids = problems[i + row // len(copies)], tokens[row, :n].tolist()
-            text, pieces = tokenizer.decode(ids, skip_special_tokens=True), list(map(piece, ids))
-            response = problem | {"right": is_correct(text, problem["answer"], args.verifier), "tokens": pieces}
-            response |= {"replaced": replaced[row, :n], "score": scores[row, :n]}
-            arms[row % len(copies) // args.samples].append(response | {"fork": at_fork(problem["prompt"], pieces)})
-    for arm in arms:
-        right = np.reshape([response["right"] for response in arm], (-1, args.samples)).mean(axis=1)  # (P,)
-        half = 1.96 * right.std(ddof=len(right) > 1) / len(right) ** 0.5  # of the 95% interval, normal
-        replaced, forks, scores = (np.hstack([response[k] for response in arm]) for k in ("replaced", "fork", "score"))
-        point = {"ratio": replaced.mean(), "accuracy": right.mean(), "accuracy_ci95": half, "right": right}
-        point |= {"at_forks": forks[replaced].mean() if replaced.any() else None, "samples": arm[:: args.samples][:5]}
-        yield point, scores
+@dataclass
+class Response:
+    problem: dict  # a row of read_problems
+    pieces: list  # the text of each token, the ending one included
+    scores: np.ndarray  # (T,): of each token that the base drew
+    replaced: list  # bool, one for each token
+    right: bool
 
 
-def run_job(job, seed, models, tokenizer, train, test, args):
-    """The points of a curve: of a criterion at all ratios, with changed roles after "reverse-", or of both models."""
-    criterion, targets = job.removeprefix("reverse-"), sorted(map(float, args.ratios.split(",")))
-    pair, score = models if criterion == job else models[::-1], SCORES.get(criterion, SCORES["dlogp"])
-    decode = functools.partial(decode_problems, job=job, pair=pair, score=score, tokenizer=tokenizer, args=args)
-    torch.manual_seed(seed + 10)  # of the criterion "random"
+def decode_problems(problems, thresholds, seed, job, base, rlvr, score, tokenizer, args):
+    """--samples responses to every problem at each of K thresholds -> K lists of Response, in the problems' order."""
+    copies = np.repeat(thresholds, args.samples).tolist()
+    batch_size = max(1, args.rows // len(copies))
+    eos_ids = end_ids(tokenizer, base, rlvr)
+    responses = [[] for _ in thresholds]
+    for start in tqdm(range(0, len(problems), batch_size), desc=job, unit="batch", leave=False):
+        batch = problems[start : start + batch_size]
+        out = decode_two(
+            base,
+            rlvr,
+            [problem["ids"] for problem in batch],
+            score,
+            copies,
+            args.max_response,
+            eos_ids,
+            n_vocab=len(tokenizer),
+            temperature=args.temperature,
+            top_p=args.top_p,
+            generator=torch.Generator(args.device).manual_seed(seed * 1_000_003 + start),
+        )
+        out = {name: tensor.cpu() for name, tensor in out.items()}
+        piece_of = {token: tokenizer.decode([token]) for token in out["tokens"].unique().tolist()}
+        lengths = out["mask"].sum(1).int()  # (N,)
+        for i, length in enumerate(lengths.tolist()):
+            problem = batch[i // len(copies)]
+            k = i % len(copies) // args.samples
+            ids = out["tokens"][i, :length].tolist()
+            pieces = [piece_of[token] for token in ids]
+            scores = out["scores"][i, :length].numpy()
+            replaced = out["replaced"][i, :length].tolist()
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            right = is_correct(text, problem["answer"], args.verifier)
+            responses[k].append(Response(problem, pieces, scores, replaced, right))
+    return responses
+
+
+def calibrate(decode, targets, passes):
+    """Thresholds (K,) at which shares `targets` of the tokens are replaced: quantiles of the score, found by iteration.
+
+    decode(thresholds, number of the pass) -> for each threshold, the scores of all tokens drawn. The first pass
+    replaces nothing. But replaced tokens lead to other prefixes with other scores. So each further pass decodes at the
+    last quantiles; the next ones are those of the last two such passes together.
+    """
+    (scores,) = decode([math.inf], 0)
+    thresholds = [float(np.quantile(scores, 1 - target)) for target in targets]
+    last = []  # for each threshold, the scores of the pass before
+    for number in range(1, passes + 1):
+        new = decode(thresholds, number)
+        thresholds = []
+        for k, target in enumerate(targets):
+            scores = new[k]
+            if last:
+                scores = np.concatenate([last[k], new[k]])
+            thresholds.append(float(np.quantile(scores, 1 - target)))
+        last = new
+    return thresholds
+
+
+def mean_and_ci95(values):
+    """Mean over problems, and the half-width of its 95% interval (normal); 0 for a single problem."""
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return mean, 0.0
+    return mean, 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+
+
+def curve_point(target, threshold, responses, samples):
+    """A point of a curve as results.json holds it, from all responses at one threshold, in the problems' order."""
+    right = []  # share of right responses to each problem
+    for first in range(0, len(responses), samples):
+        group = responses[first : first + samples]
+        right.append(sum(response.right for response in group) / samples)
+    accuracy, accuracy_ci95 = mean_and_ci95(right)
+    n_tokens = 0
+    n_replaced = 0
+    n_replaced_at_choices = 0
+    examples = []  # the first response to each of the first five problems
+    for i, response in enumerate(responses):
+        choices = at_choices(response.problem["prompt"], response.pieces)
+        n_tokens += len(response.pieces)
+        for replaced, at_choice in zip(response.replaced, choices, strict=True):
+            if replaced:
+                n_replaced += 1
+                n_replaced_at_choices += at_choice
+        if i % samples == 0 and i < 5 * samples:
+            examples.append(
+                {
+                    **response.problem,
+                    "right": response.right,
+                    "tokens": response.pieces,
+                    "replaced": response.replaced,
+                    "score": response.scores.tolist(),
+                    "at_choice": choices,
+                }
+            )
+    return {
+        "target": target,
+        "threshold": str(threshold),  # inf is no JSON
+        "ratio": n_replaced / n_tokens,
+        "accuracy": accuracy,
+        "accuracy_ci95": accuracy_ci95,
+        "right": right,
+        "at_choices": n_replaced_at_choices / n_replaced if n_replaced else None,
+        "samples": examples,
+    }
+
+
+def curve_points(job, seed, base, rlvr, tokenizer, train, test, args):
+    """The points of a curve, as results.json holds them. job: "base and RLVR", a criterion, or "reverse-" and one."""
+    torch.manual_seed(seed + 10)  # of score_random
+    criterion = "dlogp" if job == "base and RLVR" else job.removeprefix("reverse-")
+    score = SCORES[criterion]
+    if job.startswith("reverse-"):  # the same with the models' roles exchanged
+        base, rlvr = rlvr, base
+
+    def decode(thresholds, number):
+        responses = decode_problems(train, thresholds, seed + 1 + number, job, base, rlvr, score, tokenizer, args)
+        return [np.concatenate([response.scores for response in of_threshold]) for of_threshold in responses]
+
+    targets = parse_numbers(args.ratios)
     if job == "base and RLVR":  # nothing is replaced, and everything
-        targets, taus = [0.0, 1.0], [math.inf, -math.inf]
+        targets = [0.0, 1.0]
+        thresholds = [math.inf, -math.inf]
     elif criterion == "random":
-        taus = [1 - target for target in targets]
+        thresholds = [1 - target for target in targets]
     else:
-        taus = calibrate(lambda x, i: [s for _, s in decode(train, x, seed + 1 + i)], targets, args.calibration_passes)
-    points = [point for point, _ in decode(test, taus, seed)]
-    return [{"target": x, "threshold": str(y)} | point for x, y, point in zip(targets, taus, points, strict=True)]
+        thresholds = calibrate(decode, targets, args.calibration_passes)
+    responses = decode_problems(test, thresholds, seed, job, base, rlvr, score, tokenizer, args)
+    points = []
+    for target, threshold, of_threshold in zip(targets, thresholds, responses, strict=True):
+        points.append(curve_point(target, threshold, of_threshold, args.samples))
+    return points
 
 
-def draw(path, panels, results, title):
-    """Accuracy against the share of replaced tokens (figures 2 and 6), with 95% intervals: panels {title: jobs}."""
+def area_and_ci95(areas):
+    """{"area", "area_ci95"} of (1 + R,) areas: that of all problems first, then those of R resamples of them."""
+    return {"area": float(areas[0]), "area_ci95": np.quantile(areas[1:], [0.025, 0.975]).tolist()}
+
+
+def comparison_table(rlvr, curves, resamples, seed):
+    """How criteria compare: {criterion or "one - other": {"enough", "area", "area_ci95"}}.
+
+    rlvr: a point; curves: {criterion: points in the order of their ratios}.
+    enough: the smallest measured ratio whose accuracy is within the noise of RLVR's: the 95% interval of the
+    difference, paired by problem, reaches 0. None if there is none.
+    area: mean accuracy over log ratio, where all curves are defined; with its 95% interval (bootstrap over problems).
+    """
+    if not curves:
+        return {}
+    n = len(rlvr["right"])
+    resampled = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    problems = np.vstack([np.arange(n), resampled])  # (1 + R, P): all problems first, then the resamples of them
+    rlvr_means = np.array(rlvr["right"])[problems].mean(axis=1)  # (1 + R,)
+    means = {}  # of each curve: (K, 1 + R)
+    log_ratios = {}  # of each curve: (K,), never falling; a measured ratio of 0 has no logarithm
+    table = {}
+    for name, curve in curves.items():
+        means[name] = np.array([np.array(point["right"])[problems].mean(axis=1) for point in curve])
+        log_ratios[name] = np.log(np.maximum.accumulate([max(1e-6, point["ratio"]) for point in curve]))
+        enough = []
+        for point, point_means in zip(curve, means[name], strict=True):
+            lead_of_rlvr = np.quantile(rlvr_means[1:] - point_means[1:], 0.025)
+            if lead_of_rlvr <= 0:
+                enough.append(point["ratio"])
+        table[name] = {"enough": min(enough, default=None)}
+
+    low = max(log_ratio[0] for log_ratio in log_ratios.values())
+    high = min(log_ratio[-1] for log_ratio in log_ratios.values())
+    if low >= high:  # there is no ratio at which all curves are defined
+        return table
+    grid = np.linspace(low, high, 200)
+    areas = {}  # of each curve: (1 + R,)
+    for name in curves:
+        heights = [np.interp(grid, log_ratios[name], accuracies).mean() for accuracies in means[name].T]
+        areas[name] = np.array(heights)
+        table[name].update(area_and_ci95(areas[name]))
+    for one, other in itertools.pairwise(name for name in FIGURE_2 if name in areas):
+        table[f"{one} - {other}"] = area_and_ci95(areas[one] - areas[other])
+    return table
+
+
+def open_run(args):
+    """Make the run folder with its config.json; returns the finished jobs that --resume goes on from, {} at first."""
+    out = Path(args.out)
+    config = out / "config.json"
+    if args.resume and not config.exists():
+        raise ValueError(f"--resume: {out} holds no run; leave out --resume to start one there")
+    if config.exists() and not args.resume:
+        raise ValueError(f"{out} holds a run: --resume goes on with it, --out names another folder")
+    if args.resume:
+        before = json.loads(config.read_text())["args"]
+        may_change = ["resume", "out", "rows"]
+        for name, value in before.items():
+            if name not in may_change and value != getattr(args, name, None):
+                raise ValueError(
+                    f"--resume: {out} was started with {name} = {value!r}; give the same, or another --out"
+                )
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
+    config.write_text(json.dumps(about, indent=2) + "\n")
+    if (out / "results.json").exists():
+        return json.loads((out / "results.json").read_text())
+    return {}
+
+
+def save_results(path, results):
+    """Save under another name first: a kill leaves the old results or the new ones, never half of one."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(results) + "\n")
+    unfinished.replace(path)
+
+
+def draw_curves(path, panels, results, title):
+    """Draw accuracy against the share of replaced tokens, with 95% intervals: panels {title: jobs}."""
+    labels = {
+        "dlogp": "dlogp: RLVR made the token less likely",
+        "kl": "KL, mean of both directions",
+        "entropy": "entropy of the base",
+        "random": "random positions",
+        "kl-forward": "KL(RLVR || base)",
+        "kl-reverse": "KL(base || RLVR)",
+        "entropy-rlvr": "entropy of RLVR",
+    }
+    colors = {
+        "dlogp": "tab:red",
+        "kl": "tab:purple",
+        "entropy": "tab:brown",
+        "random": "tab:olive",
+        "kl-forward": "tab:pink",
+        "kl-reverse": "tab:cyan",
+        "entropy-rlvr": "goldenrod",
+    }
     figure = Figure(figsize=(1 + 4.5 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    base, rlvr = results["base and RLVR"]
     for axis, (name, jobs) in zip(axes, panels.items(), strict=True):
-        for end, label, color in zip(results["base and RLVR"], ("base", "RLVR"), ("gray", "black"), strict=True):
-            mean, half = end["accuracy"], end["accuracy_ci95"]
-            axis.axhline(mean, color=color, lw=1, ls="--", label=label)
-            axis.axhspan(mean - half, mean + half, color=color, alpha=0.12, lw=0)
-        for job in jobs:  # a ratio of 0 is the base's line
-            points = [(100 * p["ratio"], p["accuracy"], p["accuracy_ci95"]) for p in results[job] if p["ratio"] > 0]
-            color = f"C{[*SCORES].index(job.removeprefix('reverse-'))}"
-            axis.errorbar(*np.reshape(points, (-1, 3)).T, fmt="o-", ms=4, capsize=2, label=job, color=color)
-        axis.set(xscale="log", xlabel="replaced tokens (%, measured)", ylabel="share right", ylim=(0, 1), title=name)
+        for point, label, color in ((base, "base", "gray"), (rlvr, "RLVR", "black")):
+            low = point["accuracy"] - point["accuracy_ci95"]
+            high = point["accuracy"] + point["accuracy_ci95"]
+            axis.axhline(point["accuracy"], color=color, lw=1, ls="--", label=label)
+            axis.axhspan(low, high, color=color, alpha=0.12, lw=0)
+        for job in jobs:
+            criterion = job.removeprefix("reverse-")
+            points = [point for point in results[job] if point["ratio"] > 0]  # a ratio of 0 has no logarithm
+            x = [100 * point["ratio"] for point in points]
+            y = [point["accuracy"] for point in points]
+            half_widths = [point["accuracy_ci95"] for point in points]
+            style = {"fmt": "o-", "ms": 4, "capsize": 2, "color": colors[criterion]}
+            axis.errorbar(x, y, half_widths, label=labels[criterion], **style)
+        axis.set(title=name, xlabel="replaced tokens (%)", ylabel="share of responses right", ylim=(0, 1), xscale="log")
         axis.set_xticks((1, 2, 5, 10, 20, 40), (1, 2, 5, 10, 20, 40))
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -369,62 +758,67 @@ def draw(path, panels, results, title):
 
 
 def main(args):
-    # ---- models and problems first: what is wrong with them shows before anything runs
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoding step is a new shape
-    names, dtype = (args.base, args.rlvr), torch.bfloat16 if args.device == "cuda" else torch.float32
-    other, tokenizer = map(AutoTokenizer.from_pretrained, names)
-    if differ := sorted(other.get_vocab().items() ^ tokenizer.get_vocab().items()):
-        sys.exit(f"error: {args.base} and {args.rlvr} do not share a vocabulary: {differ[:2]}; RLVR starts from --base")
-    models = [AutoModelForCausalLM.from_pretrained(x, dtype=dtype, use_safetensors=True).to(args.device) for x in names]
-    limit = min(model.config.max_position_embeddings for model in models) - args.max_response
+    # ---- models and problems first, so that errors come early
+    transformers.utils.logging.disable_progress_bar()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoded token is a new shape
+    out = Path(args.out)
+    base, rlvr, tokenizer = load_pair(args.base, args.rlvr, args.device)
+    limit = min(base.config.max_position_embeddings, rlvr.config.max_position_embeddings) - args.max_response
     test = read_problems(args.test, tokenizer, limit)[: args.problems or None]
     train = read_problems(args.train, tokenizer, limit)[: args.calibration_problems]
-
-    # ---- the run folder, and the curves that --resume goes on from
-    out, config, saved = Path(args.out), Path(args.out, "config.json"), Path(args.out, "results.json")
-    if args.resume != config.exists():
-        sys.exit(f"error: {out} holds {'no' * args.resume or 'a'} run: --resume goes on with one, --out names another")
-    before = json.loads(config.read_text())["args"] if args.resume else {}
-    changed = {k: v for k, v in before.items() if v != getattr(args, k, None) and k not in ("resume", "out", "rows")}
-    if changed:
-        sys.exit(f"error: --resume: {out} was started with {changed}; give the same, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
-    config.write_text(json.dumps(about, indent=2) + "\n")
-    results = json.loads(saved.read_text()) if saved.exists() else {}
+    results = open_run(args)
 
     # ---- calibrate and decode each criterion
-    forward = [name for name in args.criteria.split(",") if name]
-    backward = [f"reverse-{name}" for name in args.reverse.split(",") if name]
-    print(f"| accuracy (ratio) | {args.ratios.replace(',', ' | ')} |\n|---{'|---' * len(args.ratios.split(','))}|")
-    for j, job in enumerate(["base and RLVR", *forward, *backward]):
+    criteria = [name for name in args.criteria.split(",") if name]
+    reverse = [f"reverse-{name}" for name in args.reverse.split(",") if name]
+    ratios = parse_numbers(args.ratios)
+    print(f"| accuracy (ratio) | {' | '.join(str(ratio) for ratio in ratios)} |")
+    print("|---" * (1 + len(ratios)) + "|")
+    for number, job in enumerate(["base and RLVR", *criteria, *reverse]):
         if job not in results:
-            results[job] = run_job(job, args.seed * 1000 + 20 * j, models, tokenizer, train, test, args)
-            (out / "results.tmp").write_text(json.dumps(results, default=lambda array: array.tolist()))
-            (out / "results.tmp").replace(saved)  # a kill leaves the old results or the new
-        cells = [f"{p['accuracy']:.3f} ± {p['accuracy_ci95']:.3f} ({p['ratio']:.3f})" for p in results[job]]
-        tqdm.write(f"| {job} | {' | '.join(cells)} |")
+            seed = args.seed * 1000 + 20 * number
+            results[job] = curve_points(job, seed, base, rlvr, tokenizer, train, test, args)
+            save_results(out / "results.json", results)
+        cells = [job]
+        for point in results[job]:
+            cells.append(f"{point['accuracy']:.3f} ± {point['accuracy_ci95']:.3f} ({point['ratio']:.3f})")
+        tqdm.write(f"| {' | '.join(cells)} |")
 
-    # ---- compare and draw
-    table = compare(results["base and RLVR"][1], {job: results[job] for job in forward}, args.bootstrap, args.seed)
+    # ---- compare the criteria with each other
+    rlvr_point = results["base and RLVR"][1]
+    curves = {name: results[name] for name in criteria}
+    table = comparison_table(rlvr_point, curves, args.bootstrap, args.seed)
     (out / "summary.json").write_text(json.dumps(table, indent=2) + "\n")
-    print("\n| | smallest ratio within RLVR's noise | area | share of replacements at forks |\n|---|---|---|---|")
+    print("\n| | smallest ratio within RLVR's noise | area | share of the replacements at choices |\n|---|---|---|---|")
     for name, row in table.items():
-        enough = f"{row['enough']:.3f}" if row.get("enough") is not None else "none" if name in results else ""
-        area = "{:.3f} [{:.3f}, {:.3f}]".format(row["area"], *row["area_ci95"]) if "area" in row else ""
-        forks = ["-" if p["at_forks"] is None else f"{p['at_forks']:.2f}" for p in results.get(name, [])]
-        print(f"| {name} | {enough} | {area} | {', '.join(forks)} |")
-    panels = {"paper A, figure 2": [job for job in forward if job in FIGURE_2]}
-    panels["other magnitudes (figure 6)"] = [job for job in forward if job == "kl" or job not in FIGURE_2]
-    panels["base's tokens put into RLVR's responses"] = backward
+        cells = [name, "", "", ""]
+        if name in curves:
+            cells[1] = "none" if row["enough"] is None else f"{row['enough']:.3f}"
+            shares = [point["at_choices"] for point in curves[name]]
+            cells[3] = ", ".join("-" if share is None else f"{share:.2f}" for share in shares)
+        if "area" in row:
+            low, high = row["area_ci95"]
+            cells[2] = f"{row['area']:.3f} [{low:.3f}, {high:.3f}]"
+        print(f"| {' | '.join(cells)} |")
+
+    # ---- draw
+    panels = {
+        "The base takes RLVR's tokens (figure 2)": [name for name in criteria if name in FIGURE_2],
+        "The same by other measures (figure 6)": [name for name in criteria if name == "kl" or name not in FIGURE_2],
+        "RLVR takes the base's tokens": reverse,
+    }
+    panels = {name: jobs for name, jobs in panels.items() if jobs}
     title = f"{args.base} and {args.rlvr}: {len(test)} problems x {args.samples} responses, top-p {args.top_p:g}"
-    draw(out / "replace.png", {name: jobs for name, jobs in panels.items() if jobs}, results, title)
+    draw_curves(out / "replace.png", panels, results, title)
+    print(f"\nfigure and every number are in {out}")
 
 
 if __name__ == "__main__":
     try:
         main(parse_args())
     except KeyboardInterrupt:
-        sys.exit("stopped; --resume goes on after the last finished criterion")
-    except (OSError, ImportError, torch.OutOfMemoryError) as error:  # no such file, full disk, missing package, memory
-        sys.exit(f"error: {' '.join(str(error).split())[:300]}")
+        sys.exit("stopped; --resume goes on after the last finished job")
+    except torch.OutOfMemoryError:
+        sys.exit("error: out of GPU memory; lower --rows, and go on with --resume")
+    except (OSError, ValueError, ImportError) as error:  # no such file, full disk, wrong input, missing package
+        sys.exit(f"error: {' '.join(str(error).split())[:500]}")

@@ -19,14 +19,22 @@ ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "bench.py")
 bench = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(bench)
-RESPONSES = [{"prompt": [5] * (i + 1), "ids": [6] * (8 - i % 4), "reward": float(i % 2)} for i in range(16)]
+
+
+def response(prompt, ids, reward):
+    """A dapo.Response of which the benchmarks read the prompt's ids, its own ids and the reward."""
+    return dapo.Response({"ids": prompt}, ids, "", 0.0, False, reward, True)
+
+
+RESPONSES = [response([5] * (i + 1), [6] * (8 - i % 4), float(i % 2)) for i in range(16)]
 
 
 def test_generate_samples_what_rollout_samples():
     """Mean response lengths of the two competitors agree: the same distribution, and the end counts in both."""
-    model, prompts = random_qwen(), [[5, 6, 7], [8]]
+    model = random_qwen()
+    prompts = [[5, 6, 7], [8]]
     torch.manual_seed(0)
-    theirs = bench.generate(model, prompts, 300, 12, [1, 2, 3])["mask"].sum(1).double()
+    theirs = bench.generate(model, prompts, 300, 12, [1, 2, 3]).sum(1).double()
     ours = dapo.rollout(model, prompts, 300, 12, [1, 2, 3])["mask"].sum(1).double()
     for a, b in zip(theirs.split(300), ours.split(300), strict=True):
         assert abs(a.mean() - b.mean()) < 4 * math.sqrt((a.var() + b.var()) / 300)
@@ -47,24 +55,27 @@ def test_update_is_dapos_and_keeps_gradients():
         bench.update(model, torch.optim.SGD(model.parameters(), lr=0.0), RESPONSES, micro_batch)
         norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert norms[0].norm() > 0 and torch.allclose(*norms, atol=1e-5)
-    tokens, mask, _ = dapo.pack(RESPONSES, 16, 16)
+    tokens, mask, _ = dapo.make_batches(RESPONSES, 16, 16)
     before = dapo.token_logprobs(model, tokens, mask)[0].sum(1)
     bench.update(model, torch.optim.SGD(model.parameters(), lr=0.1), RESPONSES, 16)
     gain = dapo.token_logprobs(model, tokens, mask)[0].sum(1) - before
     assert gain[1::2].mean() > gain[::2].mean()
 
 
-def test_needs_count_weights_live_rows_and_products():
+def test_bounds_count_weights_live_rows_and_products():
     model = random_qwen()  # 2 layers x 2 heads x 8 numbers, keys and values, fp32
-    weights, token = 4 * sum(p.numel() for p in model.parameters()), 4 * 2 * 2 * 2 * 8
-    live = [sum(len(r["prompt"]) + t for r in RESPONSES if len(r["ids"]) > t) for t in range(1, 8)]
-    read, _, table = bench.needs(model, RESPONSES, 30)
-    assert read == pytest.approx(sum(weights + token * tokens for tokens in live))
-    assert table == 18 * model.num_parameters() + token * 16 * 30
-    alike = [{"prompt": [5, 6], "ids": [7, 8], "reward": float(i % 2)} for i in range(16)]  # no padding
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    token = 4 * 2 * 2 * 2 * 8
+    in_cache = []  # at each step, the tokens of the rows that are still live
+    for t in range(1, 8):
+        in_cache.append(sum(len(r.problem["ids"]) + t for r in RESPONSES if len(r.ids) > t))
+    expected = sum(weights + token * tokens for tokens in in_cache)
+    assert bench.bytes_to_decode(model, RESPONSES) == pytest.approx(expected)
+    assert bench.memory_to_train(model, 16, 30) == 16 * model.num_parameters() + token * 16 * 30
+    alike = [response([5, 6], [7, 8], float(i % 2)) for i in range(16)]  # no padding
     with FlopCounterMode(display=False) as counter:
         bench.update(model, torch.optim.SGD(model.parameters(), lr=0.0), alike, 16)
-    assert counter.get_total_flops() == pytest.approx(bench.needs(model, alike, 4)[1], rel=0.1)
+    assert counter.get_total_flops() == pytest.approx(bench.flop_to_update(model, alike), rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["rollout", "two", "bandit"])  # memory, in a process of its own, by hand
@@ -82,17 +93,28 @@ def test_step_against_trl_runs(tmp_path):
 @pytest.mark.parametrize(("device", "status"), [("cpu", 1), ("cuda", 0)])
 def test_gpu_runs_in_its_quick_form(device, status, tmp_path, monkeypatch):
     """On the CPU, and on a pretended GPU; the two commands are parsed, as what they run has tests of its own."""
-    ran, done = [], SimpleNamespace(returncode=status, stdout="", stderr="")
-    monkeypatch.setattr(bench.subprocess, "run", lambda command, **_: ran.append(command[1:]) or done)
+    commands = []
+
+    def run(command, **_):
+        commands.append(command[1:])
+        return SimpleNamespace(returncode=status, stdout="", stderr="")
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
     monkeypatch.setattr(bench, "DEVICE", device)
     monkeypatch.setattr(bench.torch, "compile", lambda function, **_: function)
     with emulated.cuda() if device == "cuda" else contextlib.nullcontext():
-        if device == "cuda":  # transformers' own decoding is none of the emulation's business
-            monkeypatch.setattr(bench, "generate", lambda *_: None)
-        failed = bench.main(["gpu", "--quick", "--out", str(tmp_path)])
+        if device == "cuda":
+            monkeypatch.setattr(bench, "generate", lambda *_: None)  # not emulated: transformers' own decoding,
+            monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a pretended GPU")  # and what only measures
+            monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+            monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+        assert bench.main(["gpu", "--quick", "--out", str(tmp_path)]) == status
     rows = json.loads(next(tmp_path.glob("gpu-quick-*.json")).read_text())["rows"]
-    assert failed == (status == 1) and [*rows][:2] == ["gpu-marked tests", "default dapo.py"] and len(rows) == 7
-    assert ran[0] == ["-m", "pytest", "-m", "gpu"] and ran[1][0] == "dapo.py" and dapo.parse_args(ran[1][1:])
+    assert [*rows][:2] == ["gpu-marked tests", "default dapo.py"]
+    assert len(rows) == 7
+    assert commands[0] == ["-m", "pytest", "-m", "gpu"]
+    assert commands[1][0] == "dapo.py"
+    dapo.parse_args(commands[1][1:])
     for row in list(rows.values())[2:]:
         assert row["MFU"] > 0 and row["share of bandwidth bound"] > 0 and row["rollout, seconds"] > 0
     assert rows["32 rows, 16 tokens, eager"]["table GB"] > rows["16 rows, 16 tokens, eager"]["table GB"]
@@ -100,5 +122,5 @@ def test_gpu_runs_in_its_quick_form(device, status, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
 def test_gpu_without_a_gpu_is_one_sentence(tmp_path):
-    with pytest.raises(SystemExit, match="no CUDA device"):
+    with pytest.raises(ValueError, match="no CUDA device"):
         bench.main(["gpu", "--out", str(tmp_path)])

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_qwen
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import replace
 from dapo import rollout
-from replace import SCORES, at_fork, calibrate, compare, decode_two, run_job
+from replace import SCORES, at_choices, calibrate, comparison_table, curve_points, decode_two
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15]]
@@ -29,87 +28,90 @@ def pair():
     return random_qwen(seed=0), random_qwen(seed=1)
 
 
-def decode(pair, thresholds, score=SCORES["kl"], prompts=PROMPTS, max_new_tokens=12, eos_ids=(1, 2), **more):
+def decode(pair, thresholds, score=SCORES["kl"], prompts=PROMPTS, max_new_tokens=12, eos_ids=(1, 2), **options):
     generator = torch.Generator().manual_seed(0)
-    out = decode_two(*pair, prompts, score, thresholds, max_new_tokens, eos_ids, generator=generator, **more)
-    return dict(zip(("tokens", "mask", "replaced", "score"), out, strict=True))
+    return decode_two(*pair, prompts, score, thresholds, max_new_tokens, eos_ids, generator=generator, **options)
 
 
 def rows_of(out):
-    return [row[: int(n)].tolist() for row, n in zip(out["tokens"], out["mask"].sum(1), strict=True)]
+    """The ids of every row, without padding."""
+    return [row[mask == 1].tolist() for row, mask in zip(out["tokens"], out["mask"], strict=True)]
+
+
+@torch.no_grad()
+def logp_after(model, prefix, temperature=1.0):
+    """Log-probs of the next token by a forward pass without a cache."""
+    return torch.log_softmax(model(torch.tensor([prefix])).logits[0, -1] / temperature, -1)
 
 
 @pytest.mark.parametrize(("n_vocab", "temperature", "top_p"), [(None, 1.0, 1.0), (None, 0.7, 0.8), (30, 1.0, 1.0)])
 def test_31_never_firing_is_the_base_token_for_token(pair, n_vocab, temperature, top_p):
     sampling = {"n_vocab": n_vocab, "temperature": temperature, "top_p": top_p}
-    out, generator = decode(pair, [INF] * 4, **sampling), torch.Generator().manual_seed(0)
-    alone = rollout(pair[0], PROMPTS, 4, 12, [1, 2], **sampling, generator=generator)
-    for name in ("tokens", "mask"):
-        assert torch.equal(out[name], alone[name]), name
+    out = decode(pair, [INF] * 4, **sampling)
+    alone = rollout(pair[0], PROMPTS, 4, 12, [1, 2], **sampling, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(out["tokens"], alone["tokens"]) and torch.equal(out["mask"], alone["mask"])
     assert not out["replaced"].any()
 
 
 def test_decode_two_runs_pasted_into_an_empty_file(pair):
     pasted = {"torch": torch}
-    for function in (replace.sample_tokens, replace.next_logits, decode_two):
-        exec(inspect.getsource(function), pasted)
-    ours, theirs = (
-        function(*pair, PROMPTS, SCORES["kl"], [0.0, 0.1], 9, [1, 2], top_p=0.9, generator=torch.Generator())
-        for function in (decode_two, pasted["decode_two"])
-    )
-    assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True)) and theirs[1].sum() > 8
+    for part in (replace.sample_tokens, replace.Decoder, decode_two):
+        exec(inspect.getsource(part), pasted)
+    here = decode(pair, [0.0, 0.1], top_p=0.9)
+    generator = torch.Generator().manual_seed(0)
+    there = pasted["decode_two"](*pair, PROMPTS, SCORES["kl"], [0.0, 0.1], 12, [1, 2], top_p=0.9, generator=generator)
+    assert all(torch.equal(here[name], there[name]) for name in here) and there["mask"].sum() > 8
 
 
 def test_31_always_firing_has_the_distribution_of_rlvr_at_that_temperature():
     """Two tokens after one prompt, 20,000 draws: chi-squared against the exact probabilities of the pairs."""
-    n, prompt, small = 20_000, [5, 6, 7], [random_qwen(vocab_size=8, seed=s) for s in (0, 1)]
-    out, expected = decode(small, [-INF] * n, prompts=[prompt], max_new_tokens=2, eos_ids=[], temperature=2.0), []
-    with torch.no_grad():
-        p, q = (model(torch.tensor([prompt])).logits[0, -1] for model in small)
-        for a in range(8):
-            after = small[1](torch.tensor([[*prompt, a]])).logits[0, -1]
-            expected.append(n * torch.softmax(q / 2, -1)[a] * torch.softmax(after / 2, -1))
+    n = 20_000
+    prompt = [5, 6, 7]
+    base, rlvr = (random_qwen(vocab_size=8, seed=seed) for seed in (0, 1))
+    out = decode((base, rlvr), [-INF] * n, prompts=[prompt], max_new_tokens=2, eos_ids=[], temperature=2.0)
     counts = torch.bincount(out["tokens"][:, 0] * 8 + out["tokens"][:, 1], minlength=64).double()
+    expected = []
+    for token in range(8):
+        first = logp_after(rlvr, prompt, 2.0)[token]
+        expected.append(n * (first + logp_after(rlvr, [*prompt, token], 2.0)).exp())
     expected = torch.cat(expected).double()
     common = expected > 5
     chi2 = ((counts - expected)[common] ** 2 / expected[common]).sum()
     assert out["replaced"].all() and common.sum() > 5 and chi2 < common.sum() + 5 * math.sqrt(2 * common.sum())
     assert counts[~common].sum() < expected[~common].sum() + 5 * math.sqrt(expected[~common].sum() + 5)
-    kl = SCORES["kl"](torch.log_softmax(p, -1), torch.log_softmax(q, -1), None)
-    assert out["score"][0, 0].item() == pytest.approx(kl.item(), rel=1e-4)  # the criterion is at temperature 1
+    kl = SCORES["kl"](logp_after(base, prompt), logp_after(rlvr, prompt), None)
+    assert out["scores"][0, 0].item() == pytest.approx(kl.item(), rel=1e-4)  # the criterion is at temperature 1
 
 
 def test_31_caches_see_the_same_tokens_and_equal_a_loop_without_a_cache(pair):
     """Rows that end at different times, some tokens replaced: every score is that of the prefix, in float64."""
-    threshold = [0.5, 3.0, INF, -INF]
-    out = decode(pair, threshold, max_new_tokens=20)
+    thresholds = [0.5, 3.0, INF, -INF]
+    out = decode(pair, thresholds, max_new_tokens=20)
     responses = rows_of(out)
-    assert len(set(map(len, responses))) > 3 and 0 < out["replaced"].sum() < out["mask"].sum()
-    doubles = [copy.deepcopy(model).double() for model in pair]
+    assert len({len(response) for response in responses}) > 3 and 0 < out["replaced"].sum() < out["mask"].sum()
+    base, rlvr = (copy.deepcopy(model).double() for model in pair)
     for i, response in enumerate(responses):
         for t in range(len(response)):
-            prefix = torch.tensor([PROMPTS[i // 4] + response[:t]])
-            with torch.no_grad():
-                p, q = (torch.log_softmax(model(prefix).logits[0, -1], -1) for model in doubles)
+            prefix = PROMPTS[i // 4] + response[:t]
+            p = logp_after(base, prefix)
+            q = logp_after(rlvr, prefix)
             kl = ((p.exp() * (p - q)).sum() + (q.exp() * (q - p)).sum()) / 2
-            assert out["score"][i, t].item() == pytest.approx(kl.item(), abs=1e-3, rel=1e-3)
-            assert out["replaced"][i, t] == (out["score"][i, t] > threshold[i % 4])
+            assert out["scores"][i, t].item() == pytest.approx(kl.item(), abs=1e-3, rel=1e-3)
+            assert out["replaced"][i, t] == (out["scores"][i, t] > thresholds[i % 4])
         assert not out["replaced"][i, len(response) :].any()
 
 
 def test_a_replaced_token_is_rlvrs_and_any_other_is_the_bases(pair):
-    """With the nucleus cut to one token both models are greedy, so every token says whose it is."""
+    """With top-p cut to one token both models are greedy, so every token says whose it is."""
     out = decode(pair, [0.5] * 4, score=SCORES["random"], top_p=1e-6)
     assert 0 < out["replaced"].sum() < out["mask"].sum()
-    differ = 0
+    n_different = 0
     for i, response in enumerate(rows_of(out)):
         for t, token in enumerate(response):
-            prefix = torch.tensor([PROMPTS[i // 4] + response[:t]])
-            with torch.no_grad():
-                best = [model(prefix).logits[0, -1].argmax().item() for model in pair]
-            assert token == best[int(out["replaced"][i, t])]
-            differ += best[0] != best[1]
-    assert differ > 3
+            favourites = [logp_after(model, PROMPTS[i // 4] + response[:t]).argmax() for model in pair]
+            assert token == favourites[int(out["replaced"][i, t])]
+            n_different += int(favourites[0] != favourites[1])
+    assert n_different > 3
 
 
 def test_28_rows_positions_and_copies_have_noise_of_their_own(pair):
@@ -121,44 +123,48 @@ def test_28_rows_positions_and_copies_have_noise_of_their_own(pair):
     assert len(seen.unique()) > 3900 and abs(seen.mean() - 0.5) < 0.03 and seen.min() >= 0 and seen.max() < 1
 
 
-def test_27_padded_ids_are_never_drawn_and_do_not_count(pair):
-    wide = [random_qwen(vocab_size=size, seed=s) for size, s in ((40, 0), (48, 1))]  # padded to different widths
+def test_27_padded_ids_are_never_drawn_and_do_not_count():
+    wide = random_qwen(vocab_size=40, seed=0), random_qwen(vocab_size=48, seed=1)  # padded to different widths
     out = decode(wide, [INF, -INF] * 20, n_vocab=30, eos_ids=[])
     assert out["tokens"].max() < 30
     with torch.no_grad():
         p, q = (torch.log_softmax(model(torch.tensor([[8]])).logits[0, -1, :30], -1) for model in wide)
-    assert out["score"][40, 0].item() == pytest.approx(SCORES["kl"](p, q, None).item(), rel=1e-4)
+    assert out["scores"][40, 0].item() == pytest.approx(SCORES["kl"](p, q, None).item(), rel=1e-4)
 
 
-def test_criteria_equal_float64_by_hand():
+def test_criteria_equal_float64_by_hand_and_ignore_ids_that_both_models_exclude():
     torch.manual_seed(0)
-    p, q = (torch.log_softmax(3 * torch.randn(7, 9), -1) for _ in range(2))
+    logp_base, logp_rlvr = (torch.log_softmax(3 * torch.randn(7, 9), -1) for _ in range(2))
+    excluded = torch.full((7, 1), -INF)
     tokens = torch.randint(9, (7,))
+    scores = {}
+    for name, score in SCORES.items():
+        scores[name] = score(torch.cat([logp_base, excluded], 1), torch.cat([logp_rlvr, excluded], 1), tokens)
     for i in range(7):
-        a, b = ([math.exp(x) for x in row[i].double().tolist()] for row in (p, q))
-        forward = sum(y * math.log(y / x) for x, y in zip(a, b, strict=True))
-        backward = sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
+        p = logp_base[i].double().exp().tolist()
+        q = logp_rlvr[i].double().exp().tolist()
+        forward = sum(y * math.log(y / x) for x, y in zip(p, q, strict=True))
+        backward = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
         expected = {
-            "entropy": -sum(x * math.log(x) for x in a),
-            "entropy-rlvr": -sum(x * math.log(x) for x in b),
+            "entropy": -sum(x * math.log(x) for x in p),
+            "entropy-rlvr": -sum(y * math.log(y) for y in q),
             "kl-forward": forward,
             "kl-reverse": backward,
             "kl": (forward + backward) / 2,
-            "dlogp": math.log(a[tokens[i]] / b[tokens[i]]),
+            "dlogp": math.log(p[tokens[i]] / q[tokens[i]]),
         }
         assert set(expected) | {"random"} == set(SCORES)
         for name, value in expected.items():
-            assert SCORES[name](p, q, tokens)[i].item() == pytest.approx(value, rel=1e-5, abs=1e-6), name
+            assert scores[name][i].item() == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
 # ------------------------------------------------------------------------------------------ calibration and statistics
 def test_calibrated_thresholds_match_their_ratios_within_10_percent():
     with contextlib.chdir(ROOT):
-        models = [AutoModelForCausalLM.from_pretrained(f"tiny/{x}", dtype=torch.float32) for x in ("base", "rlvr")]
-        tokenizer = AutoTokenizer.from_pretrained("tiny/rlvr")
+        base, rlvr, tokenizer = replace.load_pair("tiny/base", "tiny/rlvr", "cpu")
         problems = replace.read_problems("tiny/train.jsonl", tokenizer, 128)
     args = replace.Args(ratios="0.2", rows=2000, device="cpu")
-    points = run_job("dlogp", 7, models, tokenizer, problems[:24], problems[1000:1040], args)
+    points = curve_points("dlogp", 7, base, rlvr, tokenizer, problems[:24], problems[1000:1040], args)
     (point,) = points
     assert point["target"] == 0.2 and point["ratio"] == pytest.approx(0.2, rel=0.1)
 
@@ -181,7 +187,7 @@ def test_calibration_ends_with_the_quantile_of_the_last_two_passes():
     assert calibrate(lambda thresholds, number: passes[number], [0.25], 3) == [np.quantile(np.arange(200.0), 0.75)]
 
 
-def test_compare_pairs_by_problem_and_finds_the_first_ratio_that_is_enough():
+def test_criteria_are_paired_by_problem_and_the_first_ratio_that_is_enough_is_found():
     rng = np.random.default_rng(0)
     hard = rng.uniform(size=60)  # problems differ a lot; criteria by 0.1 in every one of them
 
@@ -189,60 +195,62 @@ def test_compare_pairs_by_problem_and_finds_the_first_ratio_that_is_enough():
         return [{"ratio": r, "right": (x * hard).tolist()} for r, x in zip((0.05, 0.1, 0.2), levels, strict=True)]
 
     curves = {"dlogp": curve(0.5, 1.0, 1.0), "kl": curve(0.4, 0.9, 1.0), "entropy": curve(0.4, 0.9, 1.0)}
-    table = compare({"right": hard.tolist()}, curves, 500, 0)
+    table = comparison_table({"right": hard.tolist()}, curves, 500, 0)
     assert table["dlogp"]["enough"] == 0.1 and table["kl"]["enough"] == 0.2
     low, high = table["dlogp - kl"]["area_ci95"]
     assert 0 < low < table["dlogp - kl"]["area"] < high < 0.1
     assert table["kl - entropy"] == {"area": 0, "area_ci95": [0, 0]}
     wide = table["dlogp"]["area_ci95"][1] - table["dlogp"]["area_ci95"][0]
     assert high - low < wide / 3  # paired: what makes a problem hard cancels
-    assert compare({"right": [0.5]}, {}, 10, 0) == {}
+    assert comparison_table({"right": [0.5]}, {}, 10, 0) == {}
 
 
 def test_area_is_the_mean_height_over_log_ratio_where_all_curves_are_defined():
-    one = [{"ratio": ratio, "right": [x]} for ratio, x in ((0.01, 0.0), (0.1, 0.5), (1.0, 1.0))]
-    table = compare({"right": [2.0]}, {"kl": one}, 10, 0)
+    rising = [{"ratio": ratio, "right": [x]} for ratio, x in ((0.01, 0.0), (0.1, 0.5), (1.0, 1.0))]
+    table = comparison_table({"right": [2.0]}, {"kl": rising}, 10, 0)
     assert table["kl"]["area"] == pytest.approx(0.5) and table["kl"]["enough"] is None
     flat = [{"ratio": ratio, "right": [0.3]} for ratio in (0.1, 2.0)]
-    table = compare({"right": [1.0]}, {"kl": one, "entropy": flat}, 10, 0)
+    table = comparison_table({"right": [1.0]}, {"kl": rising, "entropy": flat}, 10, 0)
     assert table["kl"]["area"] == pytest.approx(0.75) and table["kl - entropy"]["area"] == pytest.approx(0.45)
     assert table["kl"]["enough"] == 1.0 and table["entropy"]["enough"] is None
-    # a measured ratio of 0 leaves the areas finite
-    rows = [{"ratio": ratio, "right": [0.2, 0.4]} for ratio in (0.0, 0.0, 0.3)]
-    table = compare({"right": [0.5, 0.5]}, {"dlogp": rows, "kl": rows}, 10, 0)
+    # a measured ratio of 0 leaves the areas finite; curves that do not overlap have none
+    from_0 = [{"ratio": ratio, "right": [0.2, 0.4]} for ratio in (0.0, 0.0, 0.3)]
+    table = comparison_table({"right": [0.5, 0.5]}, {"dlogp": from_0, "kl": from_0}, 10, 0)
     assert table["dlogp"]["area"] == pytest.approx(0.3) and table["dlogp - kl"]["area"] == 0
+    table = comparison_table({"right": [1.0]}, {"dlogp": rising[:2], "kl": rising[2:]}, 10, 0)
+    assert table == {"dlogp": {"enough": None}, "kl": {"enough": 1.0}}
 
 
 @pytest.mark.parametrize(
-    ("prompt", "text", "forks"),
+    ("prompt", "text", "positions"),
     [
         ("4+4-1,5*2?", r"4+4=8; 8-1=7 so 5*2=10; \boxed{7,10}", {0, 3, 7, 16}),  # no operation left: nothing to choose
-        ("4+4-1,5*2?", r"4+4-1=7 so \boxed{7,10}", {0, 3, 11}),  # a leap of two: after an operand - was chosen over =
+        ("4+4-1,5*2?", r"4+4-1=7 so \boxed{7,10}", {0, 3, 11}),  # two at once: after an operand - was chosen over =
         ("4+4-1,5*2?", r"\boxed{7,9}x4+4=8;", {0}),  # a guess; then another form
-        ("What is 4+4-1,5*2?", r"4+4=8; 8-1=7 so \boxed{7}", set()),
+        ("What is 4+4-1,5*2?", r"4+4=8; 8-1=7 so \boxed{7", set()),
     ],
 )
-def test_tokens_at_forks(prompt, text, forks):
+def test_tokens_at_choices(prompt, text, positions):
     pieces = re.findall(r"\\boxed\{|; | [a-z]+ |.", text)
-    starts = np.cumsum([0, *map(len, pieces)])[:-1]
-    assert set(starts[at_fork(prompt, pieces)].tolist()) == forks
+    starts = np.cumsum([0] + [len(piece) for piece in pieces])[:-1]
+    assert set(starts[at_choices(prompt, pieces)].tolist()) == positions
 
 
 # ---------------------------------------------------------------------------------------------------------- whole runs
-QUICK = "--problems 6 --samples 2 --ratios 0.1,0.3 --calibration-problems 4 --calibration-passes 1".split()
-QUICK += "--criteria dlogp,random,kl-forward --reverse dlogp --bootstrap 50".split()
+QUICK = "--problems 6 --samples 2 --ratios 0.1,0.3 --calibration-problems 4 --calibration-passes 1"
+QUICK += " --criteria dlogp,random,kl-forward --reverse dlogp --bootstrap 50"
 JOBS = ["base and RLVR", "dlogp", "random", "kl-forward", "reverse-dlogp"]
 
 
-def run(*flags):
+def run(flags, out, *more):
     with contextlib.chdir(ROOT):
-        replace.main(replace.parse_args(["--device", "cpu", *map(str, flags)]))
+        replace.main(replace.parse_args(["--device", "cpu", *flags.split(), "--out", str(out), *more]))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("replace") / "run"
-    run(*QUICK, "--out", out)
+    run(QUICK, out)
     return out
 
 
@@ -256,7 +264,8 @@ def test_a_run_leaves_every_figure_and_number(finished):
             assert point["accuracy"] == pytest.approx(np.mean(point["right"]))
             assert len(point["right"]) == 6 and len(point["samples"]) == 5
             for sample in point["samples"]:
-                assert len(sample["tokens"]) == len(sample["replaced"]) == len(sample["score"]) == len(sample["fork"])
+                n_tokens = len(sample["tokens"])
+                assert len(sample["replaced"]) == len(sample["score"]) == len(sample["at_choice"]) == n_tokens
                 assert sample["replaced"] == [score > float(point["threshold"]) for score in sample["score"]]
                 text = "".join(sample["tokens"]).removesuffix("<|im_end|>")
                 assert replace.is_correct(text, sample["answer"]) == sample["right"]
@@ -264,48 +273,49 @@ def test_a_run_leaves_every_figure_and_number(finished):
     assert set(table) == {"dlogp", "random", "kl-forward", "dlogp - random"}
 
 
-@pytest.mark.parametrize("kept", [3])
-def test_29_resume_after_a_kill_gives_the_same_bytes(finished, tmp_path, kept):
-    out, results = tmp_path / "run", json.loads((finished / "results.json").read_text())
+def test_29_resume_after_a_kill_gives_the_same_bytes(finished, tmp_path):
+    out = tmp_path / "run"
     out.mkdir()
     shutil.copy(finished / "config.json", out)
+    results = json.loads((finished / "results.json").read_text())
+    (out / "results.json").write_text(json.dumps({job: results[job] for job in JOBS[:3]}))
     (out / "results.tmp").write_text('{"base and')
-    if kept:
-        (out / "results.json").write_text(json.dumps({job: results[job] for job in JOBS[:kept]}))
-    with pytest.raises(SystemExit, match="holds a run: --resume goes on"):
-        run(*QUICK, "--out", out)
-    with pytest.raises(SystemExit, match=r"was started with .*'seed': 1"):
-        run(*QUICK, "--out", out, "--resume", "--seed", 2)
-    run(*QUICK, "--out", out, "--resume")
+    with pytest.raises(ValueError, match="holds a run: --resume goes on"):
+        run(QUICK, out)
+    with pytest.raises(ValueError, match="was started with seed = 1"):
+        run(QUICK, out, "--resume", "--seed", "2")
+    run(QUICK, out, "--resume")
     for name in ("results.json", "summary.json"):
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
 
 
 def test_one_problem_one_sample_one_token(tmp_path):
-    flags = "--problems 1 --samples 1 --max-response 1 --ratios 0.5 --criteria entropy --calibration-problems 1".split()
-    run(*flags, "--reverse", "", "--out", tmp_path / "run")
+    flags = "--problems 1 --samples 1 --max-response 1 --ratios 0.5 --criteria entropy --calibration-problems 1"
+    run(flags, tmp_path / "run", "--reverse", "")
     text = (tmp_path / "run" / "results.json").read_text()
-    assert [p["accuracy"] for points in json.loads(text).values() for p in points] == [0, 0, 0] and "NaN" not in text
+    accuracies = [point["accuracy"] for points in json.loads(text).values() for point in points]
+    assert accuracies == [0, 0, 0] and "NaN" not in text
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--criteria", "dlogp,magic"], "there is no criterion 'magic'"),
-        (["--ratios", "0.1,x"], "want --ratios between 0 and 1"),
-        (["--samples", "0"], "want --ratios between 0 and 1, such as 0.05,0.1; samples"),
-        (["--max-response", "250"], "tiny/test.jsonl, line 1: the prompt exceeds 6 tokens"),
-        (["--resume"], "holds no run"),
+        ("--criteria dlogp,magic", "there is no criterion 'magic'"),
+        ("--ratios 0.1,x", "want numbers with commas between them, not '0.1,x'"),
+        ("--ratios 0.1,1", "--ratios 0.1,1: want numbers between 0 and 1"),
+        ("--samples 0", "--samples 0: want a number above 0"),
+        ("--max-response 250", "tiny/test.jsonl, line 1: the prompt exceeds 6 tokens"),
+        ("--resume", "holds no run"),
     ],
 )
 def test_bad_input_is_one_sentence(flags, message, tmp_path):
-    with pytest.raises(SystemExit, match=re.escape(message)):
-        run(*QUICK, "--out", tmp_path / "unused", *flags)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run(QUICK, tmp_path / "unused", *flags.split())
 
 
 def test_models_of_two_vocabularies_are_refused(tmp_path):
-    shutil.copytree(ROOT / "tiny" / "base", tmp_path / "other")
-    path = tmp_path / "other" / "tokenizer.json"
-    path.write_text(path.read_text().replace('"7"', '"x"'))
-    with pytest.raises(SystemExit, match=re.escape("do not share a vocabulary: [('7', ")):
-        run(*QUICK, "--out", tmp_path / "unused", "--base", tmp_path / "other")
+    other = shutil.copytree(ROOT / "tiny" / "base", tmp_path / "other")
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace('"7"', '"x"'))
+    with pytest.raises(ValueError, match=re.escape("do not share a vocabulary: [('7', ")):
+        run(QUICK, tmp_path / "unused", "--base", str(other))
