@@ -11,89 +11,121 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 RESULTS = Path(__file__).resolve().parent.parent / "studies" / "results"
-T = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469}  # 97.5%, from a printed table
+T_QUANTILE = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469}  # 97.5%, from a printed table
+TWO_AT_ONCE = "leaps_two"  # as the records call it
 
 
-def five_step_mean(x, step):
+def five_step_mean(values, step):
     """Mean of the five values up to a step, which counts from 1."""
-    return fmean(x[max(0, step - 5) : step])
+    return fmean(values[max(0, step - 5) : step])
 
 
-def steps_to(run, level):
-    n = len(run["accuracy"])
-    return next((t for t in range(5, n + 1) if five_step_mean(run["accuracy"], t) >= level), n + 1)
+def steps_to(accuracy, level):
+    """The first step at which the five-step mean reaches a level, one more than there are where it never does."""
+    for step in range(5, len(accuracy) + 1):
+        if five_step_mean(accuracy, step) >= level:
+            return step
+    return len(accuracy) + 1
 
 
 def speed(records, bases):
     """dapo: how many steps earlier low-prob reaches 0.6 than none, on each base."""
+    runs = records("dapo")
+    effects = []
+    for base in bases:
+        mean = {}
+        for arm in ("none", "low-prob"):
+            of_arm = [run for name, run in runs.items() if name.startswith(f"{arm}-{base}-")]
+            mean[arm] = fmean(steps_to(run["accuracy"], 0.6) for run in of_arm)
+        effects.append(mean["none"] - mean["low-prob"])
+    return effects
 
-    def mean(arm, base):
-        return fmean(steps_to(run, 0.6) for name, run in records("dapo").items() if name.startswith(f"{arm}-{base}-"))
 
-    return [mean("none", base) - mean("low-prob", base) for base in bases]
+def plateau_of(run):
+    """The evaluated step, not the last, at which the five-step mean of two at once is highest; the first of equals."""
+    counts = run[TWO_AT_ONCE]
+    every = 10 if len(counts) > 10 else 1
+    return max(range(every, len(counts), every), key=lambda step: five_step_mean(counts, step))
 
 
 def shrinkage(records, bases):
-    """boundary: share of problems with a right response of the base, minus that of GRPO at its most leaps of two."""
-    effect = []
+    """boundary: share of problems with a right response of the base, minus that of GRPO on its plateau."""
+    solved = records("boundary")
+    runs = records("grpo_n")
+    effects = []
     for base in bases:
-        two, solved = records("grpo_n")[f"grpo-{base}-2"]["leaps_two"], records("boundary")
-        every = 10 if len(two) > 10 else 1
-        plateau = max(range(every, len(two), every), key=lambda t: (five_step_mean(two, t), -t))
-        shares = [
-            fmean(c > 0 for c in solved[name]["right"]) for name in (f"base-{base}-0-t1", f"grpo-{base}-{plateau}-t1")
-        ]
-        effect.append(shares[0] - shares[1])
-    return effect
+        plateau = plateau_of(runs[f"grpo-{base}-2"])
+        before = fmean(n_right > 0 for n_right in solved[f"base-{base}-0-t1"]["right"])
+        on_it = fmean(n_right > 0 for n_right in solved[f"grpo-{base}-{plateau}-t1"]["right"])
+        effects.append(before - on_it)
+    return effects
+
+
+def interpolate(points, x):
+    """The value at x of a line through points (x, y); beyond the ends, that of the end."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x0 <= x < x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    if x < points[0][0]:
+        return points[0][1]
+    return points[-1][1]
+
+
+def mean_accuracy(curve):
+    """Mean over the log of the ratio, 0.05 to 0.3, of the accuracy between the points of a curve."""
+    points = [(math.log(max(1e-6, point["ratio"])), fmean(point["right"])) for point in curve]
+    low = math.log(0.05)
+    width = (math.log(0.3) - low) / 2000
+    return fmean(interpolate(points, low + width * (i + 0.5)) for i in range(2000))
 
 
 def order(records, bases):
-    """replacement: mean accuracy over the log of the ratio, 0.05 to 0.3, of dlogp minus that of KL; trapezoids."""
-
-    def area(curve):
-        points = [(math.log(max(1e-6, p["ratio"])), fmean(p["right"])) for p in curve]
-
-        def at(x):
-            for (x0, y0), (x1, y1) in itertools.pairwise(points):
-                if x0 <= x < x1:
-                    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-            return points[0][1] if x < points[0][0] else points[-1][1]
-
-        low, high, n = math.log(0.05), math.log(0.3), 2000
-        return fmean(at(low + (high - low) * (i + 0.5) / n) for i in range(n))
-
-    curves = [records("pairs")[f"{base}-end"]["replacement 1.0"] for base in bases]
-    return [area(curve["dlogp"]) - area(curve["kl"]) for curve in curves]
+    """replacement: mean accuracy, as above, of dlogp minus that of KL."""
+    pairs = records("pairs")
+    curves = [pairs[f"{base}-end"]["replacement 1.0"] for base in bases]
+    return [mean_accuracy(curve["dlogp"]) - mean_accuracy(curve["kl"]) for curve in curves]
 
 
-CLAIMS = {  # study, claim, how its measure begins: the effect on each base, the smallest that matters
-    ("dapo", "low-prob before none", "steps to 0.6"): (speed, 10),
-    ("boundary", "early training shrinks: grpo", "pass@"): (shrinkage, 0.05),
-    ("replacement", "dlogp beats kl", "accuracy, end, top-p 1"): (order, 0.02),
-}
+CLAIMS = [  # study, claim, how its measure begins; the effect on each base, the smallest that matters
+    ("dapo", "low-prob before none", "steps to 0.6", speed, 10),
+    ("boundary", "early training shrinks: grpo", "pass@", shrinkage, 0.05),
+    ("replacement", "dlogp beats kl", "accuracy, end, top-p 1", order, 0.02),
+]
+
+
+def verdict_of(mean, half_width, matters):
+    if mean > half_width:
+        return "holds"
+    if mean + half_width < matters:
+        return "does not hold"
+    return "undecided"
 
 
 def main(results):
     def records(study):
         return {path.stem: json.loads(path.read_text()) for path in sorted((results / study).glob("*.json"))}
 
-    bases, same = sorted({name.split("-")[0] for name in records("pairs")}), []
-    for (study, text, measure), (effect, matters) in CLAIMS.items():
+    bases = sorted({name.split("-")[0] for name in records("pairs")})
+    all_same = True
+    for study, claim, measure, effect_of, matters in CLAIMS:
         if not (results / f"{study}.json").exists():
-            print(f"not run yet  {study}: {text}")
+            print(f"not run yet  {study}: {claim}")
             continue
         rows = json.loads((results / f"{study}.json").read_text())["claims"]
-        row = next(r for r in rows if r["claim"] == text and r["measure"].startswith(measure))
-        x = effect(records, bases)
-        mean, half = fmean(x), T[len(x) - 1] * stdev(x) / math.sqrt(len(x)) or math.inf  # no spread: undecided
-        verdict = "holds" if mean > half else "does not hold" if mean + half < matters else "undecided"
-        there = math.inf if row["half"] is None else row["half"]
-        close = abs(mean - row["effect"]) < 0.002 and (half == there or abs(half - there) < 0.01)
-        close = close and verdict == row["verdict"]
-        same.append(close)
-        about = f"{mean:+.4f} ± {half:.4f}, {verdict}; {row['verdict']}"
-        print(f"{'same' if close else 'DIFFERS'}  {study}: {text}: {about}")
-    return int(not all(same))
+        (row, *_) = [row for row in rows if row["claim"] == claim and row["measure"].startswith(measure)]
+        effects = effect_of(records, bases)
+        mean = fmean(effects)
+        half_width = T_QUANTILE[len(effects) - 1] * stdev(effects) / math.sqrt(len(effects))
+        if half_width == 0:  # no spread: undecided
+            half_width = math.inf
+        verdict = verdict_of(mean, half_width, matters)
+        recorded = math.inf if row["half"] is None else row["half"]
+        same_half_width = half_width == recorded or abs(half_width - recorded) < 0.01
+        same = abs(mean - row["effect"]) < 0.002 and same_half_width and verdict == row["verdict"]
+        all_same = all_same and same
+        word = "same" if same else "DIFFERS"
+        print(f"{word}  {study}: {claim}: {mean:+.4f} ± {half_width:.4f}, {verdict}; {row['verdict']}")
+    return 0 if all_same else 1
 
 
 if __name__ == "__main__":

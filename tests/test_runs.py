@@ -1,23 +1,47 @@
-"""Whole runs of dapo.py on tiny/base: files, resuming, bad input, learning (numbers: the list of known bugs)."""
+"""Whole runs of dapo.py on tiny/base: what it writes, what must not change a bit of it, bad input, learning."""
 
+import dataclasses
 import json
-import os
+import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dapo
+import grpo_n
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = "--prompts-per-step 4 --mini-batch 2 --group-size 4 --gen-batch 8 --max-gen-batches 4 --max-response 64"
-SMALL += " --overlong-buffer 8 --eval-every 2 --eval-problems 2 --eval-samples 2 --micro-batch 6 --device cpu"
+SMALL = "--prompts-per-step 2 --mini-batch 1 --group-size 8 --gen-batch 8 --max-response 32 --overlong-buffer 8"
+SMALL += " --micro-batch 5 --eval-every 2 --eval-problems 2 --eval-samples 2 --device cpu"
+
+
+def short_problems(path):
+    """Write the 64 shortest training problems, whose responses are short and sometimes right; returns the path."""
+    lines = (ROOT / "tiny/train.jsonl").read_text().splitlines(keepends=True)
+    path.write_text("".join(sorted(lines, key=len)[:64]))
+    return path
+
+
+def rows(out, name="metrics.jsonl"):
+    return [json.loads(line) for line in (out / name).read_text().splitlines()]
+
+
+def keep_copies(patch, script, folder):
+    """Copy the run's folder to "after-STEP" in `folder` after each checkpoint, as a kill there would leave it."""
+    save = script.save_checkpoint
+
+    def save_and_copy(path, state):
+        save(path, state)
+        shutil.copytree(path.parent, folder / f"after-{state['metrics'][-1]['step']}")
+
+    patch.setattr(script, "save_checkpoint", save_and_copy)
 
 
 @pytest.fixture(autouse=True)
@@ -25,221 +49,245 @@ def in_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def run(out, flags="", small=SMALL):
-    dapo.main(dapo.parse_args(f"{small} --out {out} {flags}".split()))
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    return short_problems(tmp_path_factory.mktemp("problems") / "short.jsonl")
 
 
-def rows(out, name="metrics.jsonl"):
-    return [json.loads(line) for line in (Path(out) / name).read_text().splitlines()]
+def run(problems, out, flags):
+    """A small run; returns the rows of its metrics.jsonl."""
+    files = f"--train {problems} --test {problems} --out {out}"
+    dapo.main(dapo.parse_args(f"{SMALL} {files} {flags}".split()))
+    return rows(out)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run of four steps."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    before = os.getcwd()
-    os.chdir(ROOT)
-    run(out, "--steps 4 --save-every 2")
-    os.chdir(before)
-    return out
+def whole(tmp_path_factory, problems):
+    """An uninterrupted run of four steps; beside it the folders "after-0", "after-2", "after-4"."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        keep_copies(patch, dapo, folder)
+        run(problems, folder / "whole", "--steps 4 --save-every 2")
+    return folder / "whole"
 
 
-def same_files(a, b):
+def without_test(row):
+    return {name: value for name, value in row.items() if not name.startswith("test/")}
+
+
+def assert_same_run(out, whole):
     for name in ("metrics.jsonl", "samples.jsonl", "model/model.safetensors"):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def moved(out):
+    """Share of the weights that differ from tiny/base."""
+    after = load_file(out / "model/model.safetensors")
+    before = load_file(ROOT / "tiny/base/model.safetensors")
+    assert after.keys() == before.keys()
+    changed = sum((after[name] != before[name]).sum().item() for name in before)
+    return changed / sum(tensor.numel() for tensor in before.values())
+
+
+# ------------------------------------------------------------------------------------------------------- what it writes
 def test_a_run_writes_what_it_promises(whole):
-    names = "config.json metrics.jsonl samples.jsonl curves.png checkpoint.pt model model_000002 model_000004"
-    assert sorted(path.name for path in whole.iterdir()) == sorted(names.split())
+    names = "checkpoint.pt config.json curves.png metrics.jsonl model model_000002 model_000004 samples.jsonl"
+    assert sorted(path.name for path in whole.iterdir()) == names.split()
     assert [row["step"] for row in rows(whole)] == [0, 1, 2, 3, 4]
-    assert [row["step"] for row in rows(whole) if "test/avg@2" in row] == [0, 2, 4]
+    assert [row["step"] for row in rows(whole) if "test/accuracy" in row] == [0, 2, 4]
+    assert [row["step"] for row in rows(whole, "samples.jsonl")] == [0, 0, 2, 2, 4, 4]
     config = json.loads((whole / "config.json").read_text())
-    assert config["args"]["group_size"] == 4 and config["torch"] == torch.__version__
+    assert config["args"]["group_size"] == 8 and config["torch"] == torch.__version__
     assert AutoTokenizer.from_pretrained(whole / "model").chat_template
-    model = AutoModelForCausalLM.from_pretrained(whole / "model")
-    trained, base = load_file(whole / "model/model.safetensors"), load_file(ROOT / "tiny/base/model.safetensors")
-    assert trained.keys() == base.keys() and model.dtype == torch.float32
+    assert AutoModelForCausalLM.from_pretrained(whole / "model").dtype == torch.float32
     assert (whole / "curves.png").stat().st_size > 20_000
 
 
-def test_16_first_ratio_is_exactly_one_and_the_second_is_not(tmp_path):
-    run(tmp_path / "one", "--steps 1 --mini-batch 4 --lr 1e-3 --warmup-steps 0")
-    first = rows(tmp_path / "one")[1]
-    assert first["ratio"] == pytest.approx(1, abs=1e-6)  # a sum of micro-batches' shares: one rounding each
-    assert first["kl"] == first["clip_low"] == first["clip_high"] == 0.0
-    run(tmp_path / "two", "--steps 1 --mini-batch 2 --lr 1e-3 --warmup-steps 0 --max-gen-batches 20")
-    second = rows(tmp_path / "two")[1]
-    assert abs(second["ratio"] - 1) > 1e-5 and second["kl"] > 1e-7
-    assert first["sampler_gap"] < 1e-5
+def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(whole):
+    table = (ROOT / "docs/dapo.md").read_text().split("## What is logged")[1].split("\n## ")[0]
+    explained = set()
+    for line in table.splitlines():
+        if line.startswith("| `"):
+            explained.update(re.findall(r"`([^`]+)`", line.split("|")[1]))
+    logged = {name for row in rows(whole) for name in row}
+    assert logged - {"step"} == explained
 
 
-def test_17_one_step_moves_nearly_every_parameter(tmp_path):
-    run(tmp_path / "run", "--steps 1 --lr 1e-6 --warmup-steps 0")
-    after, before = (load_file(p / "model.safetensors") for p in (tmp_path / "run/model", ROOT / "tiny/base"))
-    moved = [(after[k] != before[k]).float().mean().item() for k in before]
-    assert np.mean(moved) > 0.9
+# ------------------------------------------------------------------------------------------------ what an update does
+def test_rewards_are_plus_and_minus_1_with_the_punishment_and_the_rate_warms_up(whole):
+    trained = rows(whole)[1:]
+    for row in trained:
+        assert 2 * row["accuracy"] - 2 < row["reward"] < 2 * row["accuracy"] - 1  # some are longer than 32 - 8 tokens
+        assert row["groups"] == 2 <= row["prompts_sampled"]
+    assert [row["lr"] for row in trained] == pytest.approx([2e-5, 4e-5, 6e-5, 8e-5])
 
 
-def test_24_alpha_zero_trains_bit_for_bit_like_dapo(tmp_path, whole):
-    for kind in ("low-prob", "dominate", "ppl"):  # the norm of the gradient is that of two optimiser steps
-        run(tmp_path / kind, f"--steps 1 --reweight {kind} --alpha 0 --eval-problems 1")
-        row, other = rows(tmp_path / kind)[1], rows(whole)[1]
-        assert all(row[key] == other[key] for key in other) and len(other) > 15
-    run(tmp_path / "on", "--steps 1 --reweight low-prob --alpha 0.5")
-    assert rows(tmp_path / "on")[1]["grad_norm"] != rows(whole)[1]["grad_norm"]
+def test_one_update_has_ratio_1_and_moves_nearly_every_weight(problems, tmp_path, whole):
+    """Old log-probs from other code or batches give a ratio near 1; in bf16 a step of 1e-6 moves 3% of the weights."""
+    row = run(problems, tmp_path / "run", "--steps 1 --mini-batch 2 --lr 1e-6 --warmup-steps 0")[1]
+    assert row["ratio"] == pytest.approx(1, abs=1e-6)  # a sum of the micro-batches' shares: one rounding each
+    assert row["kl"] == row["clip_low"] == row["clip_high"] == 0.0
+    assert moved(tmp_path / "run") > 0.9
+    assert all(row["kl"] > 0 for row in rows(whole)[1:])  # the second mini-batch of a step has another policy
 
 
-def test_28_evaluation_leaves_training_bit_identical(tmp_path, whole):
-    run(tmp_path / "run", "--steps 2 --eval-every 3 --eval-samples 3")
-    for row, other in zip(rows(whole)[:3], rows(tmp_path / "run"), strict=True):
-        assert {k: v for k, v in row.items() if "test/" not in k} == {
-            k: v for k, v in other.items() if "test/" not in k
-        }
+def test_reweightings_reach_the_loss(problems, tmp_path):
+    """At ratio 1, (3) adds to every token's term of the loss what (4) takes from it; (5) does neither."""
+    loss = {}
+    for kind in ("none", "low-prob", "dominate", "ppl"):
+        flags = f"--steps 1 --mini-batch 2 --reweight {kind} --alpha 0.5"
+        loss[kind] = run(problems, tmp_path / kind, flags)[1]["loss"]
+    assert loss["low-prob"] + loss["dominate"] == pytest.approx(2 * loss["none"], abs=1e-5)
+    assert len({round(value, 4) for value in loss.values()}) == 4
 
 
-def test_12_micro_batch_and_checkpointing_change_only_rounding(tmp_path, whole):
-    run(tmp_path / "run", "--steps 1 --micro-batch 1 --gradient-checkpointing")
-    for key, value in rows(whole)[1].items():
-        assert rows(tmp_path / "run")[1][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+@pytest.mark.parametrize("kind", ["low-prob", "dominate", "ppl"])
+def test_alpha_zero_trains_bit_for_bit_like_dapo(kind, problems, tmp_path, whole):
+    row = run(problems, tmp_path / "run", f"--steps 1 --reweight {kind} --alpha 0")[1]
+    assert without_test(row) == without_test(rows(whole)[1])  # grad_norm is that of two optimiser steps
 
 
-def test_29_resume_is_bit_identical(tmp_path, whole):
-    out = tmp_path / "run"
-    run(out, "--steps 2")
-    run(out, "--steps 4 --resume")
-    same_files(out, whole)
+def test_micro_batch_and_checkpointing_change_only_rounding(problems, tmp_path, whole):
+    """A loss divided by the tokens of the micro-batch, or by their number, would show."""
+    row = run(problems, tmp_path / "run", "--steps 1 --micro-batch 1 --gradient-checkpointing")[1]
+    for name, value in without_test(rows(whole)[1]).items():
+        assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-def test_no_informative_group_is_logged_and_survived(tmp_path):
-    problems = tmp_path / "impossible.jsonl"
-    problems.write_text(json.dumps({"prompt": "1+1+1+1+1?", "answer": "no number"}) + "\n")
-    run(tmp_path / "run", f"--steps 1 --train {problems}")  # a file of one row, too
-    row = rows(tmp_path / "run")[1]
-    assert row["groups"] == 0 and row["prompts_sampled"] == 16 and "loss" not in row
-    after, before = (load_file(p / "model.safetensors") for p in (tmp_path / "run/model", ROOT / "tiny/base"))
-    assert all(torch.equal(after[k], before[k]) for k in before)
-
-
-def test_one_token_responses(tmp_path):
-    run(tmp_path / "run", "--steps 1 --max-response 1 --overlong-buffer 0")
-    assert rows(tmp_path / "run")[1]["length"] == 1.0
-
-
-def test_top_p_rollouts_are_scored_by_the_full_softmax(tmp_path):
-    run(tmp_path / "run", "--steps 1 --rollout-top-p 0.7 --mini-batch 4")
-    row = rows(tmp_path / "run")[1]
-    assert row["kl"] == 0.0 and row["sampler_gap"] < 1e-5
+def test_greedy_rollouts_teach_nothing_and_the_run_goes_on(problems, tmp_path, whole):
+    """So little top-p that the responses to a prompt are equal; the evaluation keeps to the full softmax."""
+    base, row = run(problems, tmp_path / "run", "--steps 1 --rollout-top-p 1e-6")
+    assert row["groups"] == 0 and row["prompts_sampled"] == 24 and "loss" not in row  # ten times 2, by eights
+    assert moved(tmp_path / "run") == 0 and base == rows(whole)[0]
 
 
 def test_it_learns(tmp_path):
-    """Ten steps on four short problems: from one right answer in ten to three in four, in three seeds out of three."""
-    short = [line for line in (ROOT / "tiny/train.jsonl").open() if len(json.loads(line)["prompt"]) < 17]
-    (tmp_path / "four.jsonl").write_text("".join(short[:4]))
-    flags = "--steps 10 --prompts-per-step 4 --mini-batch 4 --group-size 16 --gen-batch 4 --max-gen-batches 2 --lr 5e-4"
-    flags += " --max-response 64 --overlong-buffer 8 --warmup-steps 0 --eval-every 10 --eval-samples 16"
-    run(tmp_path / "run", f"{flags} --train {tmp_path}/four.jsonl --test {tmp_path}/four.jsonl --device cpu", small="")
-    first, *_, last = rows(tmp_path / "run")
-    assert first["test/avg@16"] < 0.2 and last["test/avg@16"] > 0.6
+    """Six steps on four problems: from one right answer in ten to more than half, in three seeds out of three."""
+    lines = (ROOT / "tiny/train.jsonl").read_text().splitlines(keepends=True)
+    problems = tmp_path / "four.jsonl"
+    problems.write_text("".join([line for line in lines if len(json.loads(line)["prompt"]) < 17][:4]))
+    flags = "--steps 6 --prompts-per-step 4 --mini-batch 4 --group-size 16 --gen-batch 4 --lr 5e-4 --warmup-steps 0"
+    flags += " --max-response 48 --eval-every 6 --eval-problems 4 --eval-samples 16 --micro-batch 64"
+    first, *_, last = run(problems, tmp_path / "run", flags)
+    assert first["test/accuracy"] < 0.25 and last["test/accuracy"] > 0.5
 
 
-def test_a_resumed_run_whose_rows_held_zeros_and_negatives(tmp_path, whole):
-    """38: a checkpoint must hold plain numbers only, and a sum must not drop what is not positive."""
-    saved = torch.load(whole / "checkpoint.pt", weights_only=True)
-    assert saved["log"]["metrics"] == rows(whole) and saved["log"]["samples"] == rows(whole, "samples.jsonl")
-    first = rows(whole)[1]
-    assert first["clip_low"] == first["clip_dual"] == 0.0 and any(row.get("loss", 0) < 0 for row in rows(whole))
+# ------------------------------------------------------------------------------------------- evaluating and resuming
+def test_evaluation_leaves_training_bit_identical(problems, tmp_path, whole):
+    row = run(problems, tmp_path / "run", "--steps 1 --eval-samples 3")[1]
+    assert without_test(row) == without_test(rows(whole)[1])
+
+
+def test_resume_is_bit_identical(problems, whole):
+    out = shutil.copytree(whole.parent / "after-2", whole.parent / "resumed")
+    run(problems, out, "--steps 4 --save-every 2 --resume")
+    assert_same_run(out, whole)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(problems, whole, monkeypatch):
+    real = dapo.dapo_loss
+
+    def broken(*args, **kwargs):
+        loss, stats = real(*args, **kwargs)
+        return loss * float("nan"), stats
+
+    monkeypatch.setattr(dapo, "dapo_loss", broken)
+    out = shutil.copytree(whole.parent / "after-0", whole.parent / "not-finite")
+    before = (out / "checkpoint.pt").read_bytes()
+    with pytest.raises(RuntimeError, match="non-finite"):
+        run(problems, out, "--steps 1 --save-every 2 --resume")
+    assert (out / "checkpoint.pt").read_bytes() == before and not (out / "model").exists()
+
+
+def test_the_order_of_training_is_whole_epochs_and_does_not_depend_on_how_many_steps_follow():
+    order = dapo.training_order(7, 20, seed=1)
+    assert len(order) >= 20 and sorted(order[:7]) == sorted(order[7:14]) == list(range(7)) and order[:7] != order[7:14]
+    assert dapo.training_order(7, 9, seed=1) == order[:14]
+    assert dapo.training_order(7, 20, seed=2) != order
+    assert dapo.training_order(1, 3, seed=1) == [0, 0, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
+@pytest.mark.parametrize("script", [dapo, grpo_n], ids=["dapo", "grpo_n"])
+@pytest.mark.parametrize(
+    "flags",
+    ["--group-size 1", "--mini-batch 3", "--temperature 0", "--lr nan", "--eval-every 0", "--seed -1", "--eps-low -1"],
+)
+def test_impossible_flags_raise_a_sentence_that_names_them(script, flags):
+    with pytest.raises(ValueError, match=flags.split()[0]):
+        script.parse_args(flags.split())
+
+
 GOOD = {"prompt": "1+1+1+1?", "answer": "4"}
-FILES = {
-    "good": json.dumps(GOOD),
-    "empty": "",
-    "notjson": json.dumps(GOOD) + "\nnot json\n",
-    "noanswer": '{"prompt": "1+1?"}\n',
-    "blank": json.dumps(GOOD) + "\n\n" + json.dumps(GOOD),
-    "emptyanswer": json.dumps(GOOD | {"answer": " "}),
-    "number": json.dumps(GOOD | {"answer": 4}),
-    "surrogate": json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"prompt": "1+1\ud800?"}),
-    "long": json.dumps(GOOD | {"prompt": "1" + "+1" * 200 + "?"}),
-    "letters": json.dumps(GOOD | {"prompt": "What is 1+1?"}),
-}
-BAD = {
+BAD = {  # flags, and what the sentence says
     "--train nowhere.jsonl": "nowhere.jsonl",
     "--train tiny": "'tiny'",
-    "--train {tmp}/empty.jsonl": "empty.jsonl, line 1: want",
     "--test {tmp}/notjson.jsonl": "notjson.jsonl, line 2: want",
-    "--train {tmp}/noanswer.jsonl": "noanswer.jsonl, line 1: want",
-    "--train {tmp}/blank.jsonl": "blank.jsonl, line 2: want",
-    "--test {tmp}/emptyanswer.jsonl": "emptyanswer.jsonl, line 1: want",
-    "--train {tmp}/number.jsonl": "number.jsonl, line 1: want",
-    "--train {tmp}/surrogate.jsonl": "surrogate.jsonl, line 2: want",
+    "--train {tmp}/surrogate.jsonl": "surrogate.jsonl, line 1: want",
     "--train {tmp}/latin.jsonl": "latin.jsonl, line 1: want",
     "--train {tmp}/long.jsonl": "long.jsonl, line 1: the prompt exceeds",
     "--train {tmp}/letters.jsonl": "letters.jsonl, line 1: the prompt has characters",
     "--model tiny/nothing": "--model tiny/nothing",
     "--model tiny": "--model tiny: ",
-    "--model /nowhere/at/all": "--model /nowhere/at/all",
     "--model {tmp}/pickled": "model.safetensors",
     "--verifier math-verify": "math_verify",
-    "--group-size 1": "--group-size",
-    "--mini-batch 3": "--mini-batch",
     "--overlong-buffer 99": "--overlong-buffer",
     "--rollout-top-p 0": "--rollout-top-p 0.0",
-    "--temperature 0": "--temperature",
-    "--lr nan": "--lr nan",
-    "--eval-every 0": "--eval-every 0",
-    "--seed -1": "--seed -1",
+    "--device cuda": "--device cuda",
     "--out {tmp}/good.jsonl/run": "good.jsonl",
     "--out {tmp}/full": "No space left",
     "--out {tmp}/full-later": "No space left",
-    "--out {tmp}/whole": "--resume goes on with one, --out names another",
-    "--out {tmp}/whole --resume --lr 1e-3": "started with {{'lr': 0.0002}}",
-    "--out {tmp}/older --resume": "started with {{'cuda_graph': 'auto'}}",
+    "--out {tmp}/older": "--resume goes on with it, --out names another",
+    "--out {tmp}/older --resume": "was started with removed_flag = 'auto'",
+    "--out {tmp}/other --resume --lr 1e-3": "was started with lr = 0.0002",
     "--resume": "holds no run",
-    "--device cuda": "--device cuda",
-    "--device tpu": "--device",
-    "--no-such-flag": "--no-such-flag",
 }
 
 
 @pytest.fixture(scope="module")
-def bad(tmp_path_factory, whole):
+def bad(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
-    for name, text in FILES.items():
+    files = {
+        "good": json.dumps(GOOD),
+        "notjson": json.dumps(GOOD) + "\nnot json\n",
+        "surrogate": json.dumps(GOOD | {"prompt": "1+1\ud800?"}),
+        "long": json.dumps(GOOD | {"prompt": "1" + "+1" * 200 + "?"}),
+        "letters": json.dumps(GOOD | {"prompt": "What is 1+1?"}),
+    }
+    for name, text in files.items():
         (folder / f"{name}.jsonl").write_text(text)
     (folder / "latin.jsonl").write_bytes('{"prompt": "1+1?", "answer": "é"}'.encode("latin-1"))
-    for name, file in (("full", "metrics.jsonl"), ("full-later", "checkpoint.tmp")):
+    for name, args in {"older": {"removed_flag": "auto"}, "other": {"lr": 2e-4}}.items():
         (folder / name).mkdir()
-        (folder / name / file).symlink_to("/dev/full")
+        (folder / name / "config.json").write_text(json.dumps({"args": args}))
+    for name, file in {"full": "metrics.jsonl", "full-later": "checkpoint.tmp"}.items():
+        (folder / name).mkdir()
+        if Path("/dev/full").exists():  # else the tests that need it are skipped
+            (folder / name / file).symlink_to("/dev/full")
     shutil.copytree(ROOT / "tiny/base", folder / "pickled")
     (folder / "pickled/model.safetensors").unlink()
     torch.save({}, folder / "pickled/pytorch_model.bin")
-    (folder / "older").mkdir()
-    (folder / "older/config.json").write_text('{"args": {"cuda_graph": "auto"}}')
-    shutil.copytree(whole, folder / "whole")
     return folder
 
 
+def message_of(argv, monkeypatch):
+    """What the command, run in this process, exits with; anything but SystemExit would be a traceback."""
+    monkeypatch.setattr(sys, "argv", ["dapo.py", *argv])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path("dapo.py", run_name="__main__")
+    return caught.value.code
+
+
 @pytest.mark.parametrize("flags", BAD)
-def test_bad_input_is_one_sentence(bad, tmp_path, flags, monkeypatch, capsys):
-    """The command itself, in this process: anything but SystemExit would be a traceback."""
+def test_bad_input_is_one_sentence(bad, tmp_path, flags, monkeypatch):
+    if "full" in flags and not Path("/dev/full").exists():
+        pytest.skip("this platform has no /dev/full")
     monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    small = (
-        SMALL.replace("--eval-problems 2", "--eval-problems 1") + f" --train {bad}/good.jsonl --test {bad}/good.jsonl"
-    )
-    if "older" not in flags and "whole" not in flags:
-        small += f" --steps 0 --out {tmp_path / 'run'}"
-    elif "lr" in flags:
-        small = SMALL + " --save-every 2"
-    monkeypatch.setattr(sys, "argv", ["dapo.py", *f"{small} {flags}".format(tmp=bad).split()])
-    with pytest.raises(SystemExit) as error:
-        runpy.run_path("dapo.py", run_name="__main__")
-    message = error.value.code if isinstance(error.value.code, str) else capsys.readouterr().err.strip().split("\n")[-1]
-    assert error.value.code not in (0, None) and "error: " in message
-    assert BAD[flags].format() in message and "\n" not in message and len(message) < 400
+    small = f"{SMALL} --steps 0 --train {bad}/good.jsonl --test {bad}/good.jsonl --out {tmp_path / 'run'}"
+    message = message_of([*small.split(), *flags.format(tmp=bad).split()], monkeypatch)
+    assert message.startswith("error: ") and BAD[flags] in message and "\n" not in message and len(message) < 400
 
 
 def test_running_out_of_gpu_memory_and_ctrl_c_are_one_sentence(tmp_path, monkeypatch):
@@ -249,39 +297,23 @@ def test_running_out_of_gpu_memory_and_ctrl_c_are_one_sentence(tmp_path, monkeyp
             raise error
 
         monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
-        monkeypatch.setattr(sys, "argv", ["dapo.py", "--out", str(tmp_path / "run")])
-        with pytest.raises(SystemExit, match=says):
-            runpy.run_path("dapo.py", run_name="__main__")
+        assert says in message_of(["--out", str(tmp_path / "run")], monkeypatch)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(whole, tmp_path, monkeypatch):
-    real, calls = dapo.dapo_loss, []
-
-    def broken(*args, **kwargs):
-        loss, stats = real(*args, **kwargs)
-        calls.append(loss)
-        return (loss * float("nan") if len(calls) == 3 else loss), stats
-
-    monkeypatch.setattr(dapo, "dapo_loss", broken)
-    with pytest.raises(RuntimeError, match="non-finite"):
-        run(tmp_path / "run", "--steps 4 --save-every 2")
-    monkeypatch.undo()
-    monkeypatch.chdir(ROOT)
-    run(tmp_path / "run", "--steps 4 --save-every 2 --resume")
-    same_files(tmp_path / "run", whole)
+def test_the_command_prints_one_line_and_exits_with_1():
+    found = subprocess.run([sys.executable, "dapo.py", "--group-size", "1"], capture_output=True, text=True)
+    assert found.returncode == 1 and found.stdout == ""
+    assert re.fullmatch(r"error: --group-size 1: .*\n", found.stderr)
 
 
-def test_what_a_model_writes_does_nothing_to_the_terminal(tmp_path, monkeypatch, capsys):
+def test_what_a_model_writes_does_nothing_to_the_terminal(problems, tmp_path, monkeypatch, capsys):
     text = "\x1b]0;title\x07\x1b[2J\r\n\u202e"
     real = dapo.sample_and_check
-    monkeypatch.setattr(dapo, "sample_and_check", lambda *a: [r | {"text": text} for r in real(*a)])
-    run(tmp_path / "run", "--steps 0")
+
+    def hostile(*args):
+        return [dataclasses.replace(response, text=text) for response in real(*args)]
+
+    monkeypatch.setattr(dapo, "sample_and_check", hostile)
+    run(problems, tmp_path / "run", "--steps 0")
     shown = capsys.readouterr().out
     assert r"\x1b]0;title\x07\x1b[2J\r\n\u202e" in shown and "\x1b]0" not in shown and "\u202e" not in shown
-
-
-def test_every_argument_has_a_help_text(capsys):
-    with pytest.raises(SystemExit):
-        dapo.parse_args(["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert shown.count("(default: ") == len(dapo.fields(dapo.Args)) and "figure 3c" in shown

@@ -1,7 +1,6 @@
 """docs/snippets: functions are those of the scripts, TRL's loss comes back where nothing is changed, and it trains."""
 
 import ast
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_maths import batch
 
 import dapo
 import grpo_n
@@ -17,16 +17,22 @@ ROOT = Path(__file__).resolve().parent.parent
 SNIPPET = ROOT / "docs" / "snippets" / "trl_reweight.py"
 
 
-def code_of(path, name):
-    (function,) = [x for x in ast.parse(path.read_text()).body if isinstance(x, ast.FunctionDef) and x.name == name]
-    function.body = function.body[1:]  # the docstring
-    return ast.dump(function)
+def pasted(name):
+    """The snippet's function in a namespace that holds nothing else."""
+    (function,) = [node for node in ast.parse(SNIPPET.read_text()).body if getattr(node, "name", "") == name]
+    namespace = {}
+    exec(compile(ast.unparse(function), name, "exec"), namespace)
+    return namespace[name]
 
 
-@pytest.mark.parametrize(("script", "name"), [("dapo.py", "reweight_low_prob"), ("grpo_n.py", "negative_only")])
-def test_the_pasted_functions_are_those_of_the_scripts(script, name):
-    same = code_of(ROOT / script, name) == code_of(SNIPPET, name)
-    assert same
+def test_the_functions_run_pasted_alone_and_are_those_of_the_scripts():
+    _, logp_old, adv, _ = batch(5, 5)
+    reweight = pasted("reweight_low_prob")
+    for alpha in (0.0, 0.2, 1.0):
+        assert torch.equal(reweight(adv, logp_old, alpha), dapo.reweight_low_prob(adv, logp_old, alpha))
+    with pytest.raises(ValueError, match="one shape"):
+        reweight(adv[:, 0], logp_old, 0.2)
+    assert torch.equal(pasted("negative_only")(adv), grpo_n.negative_only(adv))
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +44,54 @@ def trainer(tmp_path_factory):
     from datasets import Dataset
     from trl import GRPOConfig
 
-    out = str(tmp_path_factory.mktemp("trl"))
-    config = {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "num_generations": 4}
-    config |= {"per_device_train_batch_size": 8, "use_cpu": True, "report_to": [], "output_dir": out, "bf16": False}
-    config |= {"gradient_checkpointing": False, "max_completion_length": 12}
-    rows = [{"prompt": "1+1+1+1?", "answer": "4"}] * 8
-    how = {"args": GRPOConfig(**config), "train_dataset": Dataset.from_list(rows), "alpha": 0.0}
-    return trl_reweight, trl_reweight.ReweightedTrainer(
-        model=str(ROOT / "tiny/base"), reward_funcs=trl_reweight.reward, **how
+    config = GRPOConfig(
+        output_dir=str(tmp_path_factory.mktemp("trl")),
+        loss_type="dapo",
+        epsilon=0.2,
+        epsilon_high=0.28,
+        beta=0.0,
+        num_generations=4,
+        per_device_train_batch_size=8,
+        max_completion_length=12,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
     )
+    problems = Dataset.from_list([{"prompt": "1+1+1+1?", "answer": "4"}] * 8)
+    model = str(ROOT / "tiny/base")
+    ours = trl_reweight.ReweightedTrainer(
+        model=model, reward_funcs=trl_reweight.reward, args=config, train_dataset=problems, alpha=0.0
+    )
+    ours.current_gradient_accumulation_steps = 1
+    ours.args.steps_per_generation = 1
+    return trl_reweight, ours
 
 
-def batch(model, with_old):
+def logp_of(model, inputs):
+    """Log-probs of the completions, (B, T), and their mask, by our own function."""
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([torch.zeros_like(inputs["prompt_ids"]), inputs["completion_mask"]], 1)
+    logp, _ = dapo.token_logprobs(model, ids, mask)
+    return logp[:, 6:], mask[:, 6:]
+
+
+def trl_batch(model, with_old):
+    """What TRL passes to a loss: 8 prompts of 6 tokens, completions of 1 to 12."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 20, (8, 18), generator=generator)
     mask = (torch.arange(12) < torch.randint(1, 13, (8, 1), generator=generator)).long()
-    inputs = {"prompt_ids": ids[:, :6], "prompt_mask": torch.ones(8, 6, dtype=torch.long), "completion_ids": ids[:, 6:]}
-    inputs |= {"completion_mask": mask, "num_items_in_batch": mask.sum()}
-    inputs["advantages"] = dapo.group_advantages(torch.randn(2, 4, generator=generator)).flatten()
+    inputs = {
+        "prompt_ids": ids[:, :6],
+        "prompt_mask": torch.ones(8, 6, dtype=torch.long),
+        "completion_ids": ids[:, 6:],
+        "completion_mask": mask,
+        "num_items_in_batch": mask.sum(),
+        "advantages": dapo.group_advantages(torch.randn(2, 4, generator=generator)).flatten(),
+    }
     if with_old:  # the policy has moved since: ratios on both sides of both clips
-        full = torch.cat([torch.zeros(8, 6), mask.float()], 1)
         with torch.no_grad():
-            logp = dapo.token_logprobs(model, ids, full)[0][:, 6:]
+            logp, _ = logp_of(model, inputs)
         inputs["old_per_token_logps"] = logp + torch.randn(logp.shape, generator=generator) / 3
     return inputs
 
@@ -73,42 +105,45 @@ def gradient(model, loss):
 @pytest.mark.parametrize("with_old", [False, True])
 def test_alpha_0_is_the_loss_of_trl_and_both_are_ours(trainer, with_old):
     module, ours = trainer
-    model, inputs = ours.model.train(), batch(ours.model, with_old)
-    ours.current_gradient_accumulation_steps = ours.args.steps_per_generation = 1
-    ours.alpha, ours.negative = 0.0, False
+    model = ours.model.train()
+    inputs = trl_batch(model, with_old)
+
+    def loss_here(alpha, negative):
+        """dapo_loss of advantages that our functions reweighted; TRL has no dual clip here."""
+        logp, mask = logp_of(model, inputs)
+        logp_old = inputs.get("old_per_token_logps", logp.detach())
+        adv = inputs["advantages"][:, None].expand_as(logp)
+        if negative:
+            adv = grpo_n.negative_only(adv)
+        adv = dapo.reweight_low_prob(adv, logp_old, alpha)
+        loss, _ = dapo.dapo_loss(logp, logp_old, adv, mask, dual_clip=1e9)
+        return loss
+
     theirs = module.GRPOTrainer._compute_loss(ours, model, inputs)
-    snippet = ours._compute_loss(model, inputs)
-    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-    mask = torch.cat([torch.zeros(8, 6), inputs["completion_mask"].float()], 1)
-    logp = dapo.token_logprobs(model, ids, mask)[0][:, 6:]
-    old = inputs.get("old_per_token_logps", logp.detach())
-    adv, mask = inputs["advantages"][:, None].expand_as(logp), mask[:, 6:]
-    here, _ = dapo.dapo_loss(logp, old, adv, mask, dual_clip=1e9)  # TRL has no dual clip here
-    print("differences of the losses:", (snippet - theirs).item(), (here - theirs).item())
-    grads = [gradient(model, loss) for loss in (theirs, snippet, here)]
-    for loss, grad in ((snippet, grads[1]), (here, grads[2])):
-        assert abs(loss - theirs) < 1e-6 and (grad - grads[0]).norm() < 1e-4 * grads[0].norm()
-    # with alpha, the snippet is our loss of reweighted advantages, and no longer theirs
-    for alpha, negative in ((0.5, False), (0.0, True), (0.5, True)):
-        ours.alpha, ours.negative = alpha, negative
-        changed = dapo.reweight_low_prob(grpo_n.negative_only(adv) if negative else adv, old, alpha)
-        logp = dapo.token_logprobs(model, ids, torch.cat([torch.zeros(8, 6), mask], 1))[0][:, 6:]
-        here, _ = dapo.dapo_loss(logp, old, changed, mask, dual_clip=1e9)
+    their_gradient = gradient(model, theirs)
+    for alpha, negative in ((0.0, False), (0.5, False), (0.0, True), (0.5, True)):
+        ours.alpha = alpha
+        ours.negative = negative
         snippet = ours._compute_loss(model, inputs)
-        assert abs(snippet - here) < 1e-6 and abs(snippet - theirs) > 1e-4
+        here = loss_here(alpha, negative)
+        assert abs(snippet - here) < 1e-6
+        if alpha == 0 and not negative:
+            assert abs(snippet - theirs) < 1e-6
+            for loss in (snippet, here):
+                assert (gradient(model, loss) - their_gradient).norm() < 1e-4 * their_gradient.norm()
+        else:
+            assert abs(snippet - theirs) > 1e-4
 
 
 def test_it_trains_in_two_processes(tmp_path):
     pytest.importorskip("trl", reason="needs: pip install -r requirements-extras.txt")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(SNIPPET), "--steps", "2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [*command, "--max-response", "48", "--out", str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(SNIPPET)]
+    command += ["--steps", "1", "--max-response", "48", "--out", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-3000:]
-    assert (tmp_path / "model.safetensors").exists() and json.loads((tmp_path / "config.json").read_text())
-    one = ROOT / "tiny/base/model.safetensors"
-    assert (tmp_path / "model.safetensors").read_bytes() != one.read_bytes()
-    lines = [line for line in found.stdout.splitlines() if "num_tokens" in line]
-    tokens = int(ast.literal_eval(lines[0])["num_tokens"])
-    assert tokens > 64 * 8 * 2  # 64 responses a process and generation; one process would have half the tokens
+    before = (ROOT / "tiny/base/model.safetensors").read_bytes()
+    assert (tmp_path / "model.safetensors").read_bytes() != before
+    (line,) = [line for line in found.stdout.splitlines() if "num_tokens" in line]
+    tokens = int(ast.literal_eval(line)["num_tokens"])
+    assert tokens > 4500  # 64 responses in each process, about 50 tokens each with their prompt
