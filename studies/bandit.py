@@ -1,12 +1,12 @@
-"""Paper B, section 3 and figures 1, 5, 6: when do the two stages appear in a bandit, and when is the best arm lost?
+"""Paper B, section 3 and figures 1, 5, 6: when do the two stages appear in a bandit, and when is the best action lost?
 
-Runs `toy_bandit.py --rewards ...` for three arms: a1 common and fair (reward 0.2, 0.5 or 0.8), a2 the best (reward 1),
-which starts at 0.01, 0.02, 0.05 or 0.2, a3 worthless; a1 and a3 share the rest equally. 100 runs a setting: of plain
-ascent 200,000 updates (times the temperature), so that runs end with a2 reached (above 1/2) or lost (below 1e-9), not
-on the way (in the first world 20,000 updates looked like death at 1e-3); of Adam, which the paper's listing names,
+Runs `toy_bandit.py` for three actions. a1 is common and fair (reward 0.2, 0.5 or 0.8). a2 is the best (reward 1) and
+starts at 0.01, 0.02, 0.05 or 0.2. a3 is worthless. a1 and a3 share the rest equally. A setting has 100 runs. Plain
+ascent has 200,000 updates, times the temperature. So runs end with a2 reached (above 1/2) or lost (below 1e-9), and not
+on the way: in the first world, 20,000 updates looked like death at 1e-3. Adam, which the paper's listing names, has
 20,000. Quantiles of the last pi(a2) are in the records.
 
-The rule, written before the runs. Settings are a designed grid, no sample: each is decided on its own, with Wilson's
+The rule, written before the runs. Settings are a designed grid, no sample. So each is decided on its own, with Wilson's
 interval over runs (Newcombe's for a difference of shares), and the table counts them. "Holds after correction": every
 setting keeps its verdict at 0.05 over the number of all decisions (Bonferroni).
   two stages   share of runs in which a1 rises and then falls by more than 0.05, a2 starting below 0.1: above 1/2
@@ -25,54 +25,141 @@ Power: 100 runs decide a share that is 0.1 from 1/2, and a difference of 0.14. A
 
 import functools
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
-from common import arguments, finish, judge, read_json, run_all
+from common import Job, Run, arguments, finish, judge, read_json, run_all
 from matplotlib.figure import Figure
 
-FAIR, STARTS = (0.2, 0.5, 0.8), (0.01, 0.02, 0.05, 0.2)
-VARIANTS = {"plain": ("", 200_000), "Adam": ("--optimizer adam", 20_000), "G = 8": ("--group-size 8", 200_000)}
-VARIANTS |= {"temperature 2": ("--temperature 2", 400_000)}
-VARIANTS |= {"plain, negative only": ("--signs negative", 200_000)}
-VARIANTS |= {"Adam, negative only": ("--signs negative --optimizer adam", 20_000)}
+
+# ------------------------------------------------------------------------------------------------------------- settings
+class Variant(NamedTuple):
+    """A way to train: its name in the table, its flags, and the updates of a run."""
+
+    name: str
+    flags: str
+    updates: int
 
 
+class Setting(NamedTuple):
+    """A bandit of the grid: the reward of a1, and the probability of a2 at the start."""
+
+    fair: float
+    start: float
+
+
+VARIANTS = [
+    Variant("plain", "", 200_000),
+    Variant("Adam", "--optimizer adam", 20_000),
+    Variant("G = 8", "--group-size 8", 200_000),
+    Variant("temperature 2", "--temperature 2", 400_000),
+    Variant("plain, negative only", "--signs negative", 200_000),
+    Variant("Adam, negative only", "--signs negative --optimizer adam", 20_000),
+]
+FAIR = (0.2, 0.5, 0.8)
+STARTS = (0.01, 0.02, 0.05, 0.2)
+GRID = [Setting(fair, start) for fair in FAIR for start in STARTS]
+RARE = [setting for setting in GRID if setting.start < 0.1]
+DECISIONS = 6 * len(RARE) + 4 * len(GRID)  # of main(), for Bonferroni's correction
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+def record_name(variant, setting):
+    """Variant "Adam, negative only", Setting(0.5, 0.01) -> "Adam-negative-only-0.5-0.01"."""
+    name = variant.name.replace(", ", "-").replace(" = ", "").replace(" ", "-")
+    return f"{name}-{setting.fair}-{setting.start}"
+
+
+def bandit_job(variant, setting, args):
+    """The Job of 100 runs of toy_bandit.py; --quick takes 10, with a thousandth of the updates."""
+    n_runs = 10 if args.quick else 100
+    updates = variant.updates // 1000 if args.quick else variant.updates
+    seed = 2000 + 20 * VARIANTS.index(variant) + GRID.index(setting)
+    common_start = (1 - setting.start) / 2  # of a1 and of a3
+    command = f"toy_bandit.py --rewards {setting.fair},1,0 --policy {common_start},{setting.start},{common_start}"
+    if variant.flags:
+        command += f" {variant.flags}"
+    command += f" --runs {n_runs} --steps {updates} --seed {seed}"
+    folder = args.runs / "bandit" / record_name(variant, setting)
+    run = Run(command, folder, "summary.json")
+    return Job([run], functools.partial(first_row, folder / "summary.json"))
+
+
+def first_row(path):
+    """The row of the only bandit of a summary.json."""
+    return read_json(path)["table"][0]
+
+
+# ------------------------------------------------------------------------------------------------------------ decisions
 def wilson(share, n, z):
-    """(low, high) of a share of n runs."""
-    centre, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    """Wilson's interval (low, high) of a share of n runs, z standard errors to each side."""
+    centre = share + z * z / (2 * n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
-def decide(paper, text, variant, shares, others, n, above, matters, many):
-    """A row of bandit.json: each setting of {setting: share} on its own, or its difference to the one in `others`."""
-    verdicts = {}
-    for level in (0.05, 0.05 / many):
-        z = NormalDist().inv_cdf(1 - level / 2)
-        for setting, share in shares.items():
+def newcombe(share, other, n, z):
+    """Newcombe's interval (low, high) of the difference share - other of two shares of n runs each."""
+    low, high = wilson(share, n, z)
+    other_low, other_high = wilson(other, n, z)
+    difference = share - other
+    return difference - np.hypot(share - low, other_high - other), difference + np.hypot(
+        high - share, other - other_low
+    )
+
+
+def verdicts_at(level, shares, others, n, above, matters):
+    """The verdict on each setting, a list, from intervals that miss with probability `level`; others: see decide()."""
+    z = NormalDist().inv_cdf(1 - level / 2)
+    verdicts = []
+    for setting, share in shares.items():
+        if others is None:
             low, high = wilson(share, n, z)
-            if others:
-                other = wilson(others[setting], n, z)
-                low, high = (
-                    share - others[setting] - np.hypot(share - low, other[1] - others[setting]),
-                    share - others[setting] + np.hypot(high - share, others[setting] - other[0]),
-                )
-            verdicts.setdefault(level, {})[str(setting)] = judge((low + high) / 2, (high - low) / 2, above, matters)
-    plain, strict = ([*by.values()] for by in verdicts.values())
-    count = "; ".join(f"{v}: {plain.count(v)}" for v in ("holds", "does not hold", "undecided") if v in plain)
-    values = [round(share - (others[s] if others else 0), 3) for s, share in shares.items()]
-    row = {"paper": paper, "claim": text, "measure": variant, "values": values}
-    row |= {"effect": f"{min(values):+.2f} to {max(values):+.2f}", "above": above, "matters": matters}
-    row |= {"verdicts": verdicts[0.05], "survives": plain == strict and {*plain} != {"undecided"}}
-    return row | {"verdict": plain[0] if len(set(plain)) == 1 else count}
+        else:
+            low, high = newcombe(share, others[setting], n, z)
+        verdicts.append(judge((low + high) / 2, (high - low) / 2, above, matters))
+    return verdicts
 
 
+def decide(paper, text, variant, shares, others, n, above, matters, many):
+    """A row of bandit.json: each setting is decided on its own.
+
+    shares: {setting: share of n runs}. others: None, or shares to subtract. many: number of all decisions.
+    """
+    plain = verdicts_at(0.05, shares, others, n, above, matters)
+    corrected = verdicts_at(0.05 / many, shares, others, n, above, matters)
+    effects = shares
+    if others is not None:
+        effects = {setting: share - others[setting] for setting, share in shares.items()}
+    values = [round(effect, 3) for effect in effects.values()]
+    if len(set(plain)) == 1:
+        verdict = plain[0]
+    else:
+        counts = [f"{v}: {plain.count(v)}" for v in ("holds", "does not hold", "undecided") if v in plain]
+        verdict = "; ".join(counts)
+    return {
+        "paper": paper,
+        "claim": text,
+        "measure": variant,
+        "values": values,
+        "effect": f"{min(values):+.2f} to {max(values):+.2f}",
+        "above": above,
+        "matters": matters,
+        "verdicts": {str(tuple(setting)): v for setting, v in zip(shares, plain, strict=True)},
+        "survives": plain == corrected and set(plain) != {"undecided"},
+        "verdict": verdict,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- figure
 def draw(path, found):
     """Shares over the start of a2: two stages, reached; a line for each variant, at reward 0.5 of a1."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axis, key in zip(figure.subplots(1, 2, sharey=True), ("two stages", "reached"), strict=True):
         for i, variant in enumerate(VARIANTS):
-            y = [found[variant, 0.5, start][key][0] for start in STARTS]
-            axis.semilogx(np.array(STARTS) * 1.02**i, y, "o-", ms=3, label=variant)
+            x = np.array(STARTS) * 1.02**i  # side by side, so that equal shares can be told apart
+            y = [found[variant.name, Setting(0.5, start)][key][0] for start in STARTS]
+            axis.semilogx(x, y, "o-", ms=3, label=variant.name)
         axis.set(title=f"{key}, reward of a1 0.5", xlabel="probability of a2 at the start (0.2 is not rare)")
         axis.set(ylabel="share of runs", ylim=(-0.03, 1.03))
         axis.set_xticks(STARTS, [f"{start:g}" for start in STARTS])
@@ -83,38 +170,35 @@ def draw(path, found):
 
 def main():
     args = arguments(__doc__)
-    n, divisor = (10, 1000) if args.quick else (100, 1)
-    paths, jobs = {}, {}
-    grid = [(fair, start) for fair in FAIR for start in STARTS]
-    for variant, (flags, updates) in VARIANTS.items():
-        for i, (fair, start) in enumerate(grid):
-            name = f"{variant}-{fair}-{start}".replace(", ", "-").replace(" = ", "").replace(" ", "-")
-            policy = f"{(1 - start) / 2!r},{start!r},{(1 - start) / 2!r}"
-            command = f"toy_bandit.py --rewards {fair},1,0 --policy {policy} {flags} --runs {n}"
-            command += f" --steps {updates // divisor} --seed {2000 + 20 * [*VARIANTS].index(variant) + i}"
-            folder = args.runs / "bandit" / name
-            paths[variant, fair, start] = record = args.where / "bandit" / f"{name}.json"
-            read = functools.partial(lambda path: read_json(path)["table"][0], folder / "summary.json")
-            jobs[record] = [(command, folder, "summary.json")], read
+    n = 10 if args.quick else 100
+    paths = {}  # (name of a variant, setting) -> record
+    jobs = {}  # record -> Job
+    for variant in VARIANTS:
+        for setting in GRID:
+            record = args.where / "bandit" / f"{record_name(variant, setting)}.json"
+            paths[variant.name, setting] = record
+            jobs[record] = bandit_job(variant, setting, args)
     run_all(jobs)
-    found, claims = {key: read_json(path) for key, path in paths.items()}, []
+    found = {key: read_json(path) for key, path in paths.items()}
 
-    def shares(variant, key, settings=grid):
-        return {s: found[variant, *s][key][0] for s in settings}
+    def shares(name, key, settings):
+        return {setting: found[name, setting][key][0] for setting in settings}
 
-    rare, many = [s for s in grid if s[1] < 0.1], 6 * 9 + 4 * 12
-    for variant in ("plain", "Adam", "G = 8", "temperature 2"):
-        two, text = shares(variant, "two stages", rare), "two stages where a2 starts rare"
-        claims.append(decide("B 3, fig. 1", text, variant, two, None, n, 0.5, 0.0, many))
-        if variant in ("plain", "Adam"):
-            reached = shares(variant, "reached")
-            claims.append(decide("B 3 (ours)", "a2 is reached", variant, reached, None, n, 0.5, 0.0, many))
-            both = shares(f"{variant}, negative only", "reached"), reached
+    claims = []
+    for name in ("plain", "Adam", "G = 8", "temperature 2"):
+        two_stages = shares(name, "two stages", RARE)
+        text = "two stages where a2 starts rare"
+        claims.append(decide("B 3, fig. 1", text, name, two_stages, None, n, 0.5, 0.0, DECISIONS))
+        if name in ("plain", "Adam"):
+            reached = shares(name, "reached", GRID)
+            claims.append(decide("B 3 (ours)", "a2 is reached", name, reached, None, n, 0.5, 0.0, DECISIONS))
+            negative = shares(f"{name}, negative only", "reached", GRID)
             text = "negative only reaches a2 as often"
-            claims.append(decide("B 3 (ours)", text, variant, *both, n, -0.1, 0.0, many))
+            claims.append(decide("B 3 (ours)", text, name, negative, reached, n, -0.1, 0.0, DECISIONS))
         else:
-            both = two, shares("plain", "two stages", rare)
-            claims.append(decide("B 3, figs. 5, 6", "as often as plain ascent", variant, *both, n, -0.1, 0.0, many))
+            plain = shares("plain", "two stages", RARE)
+            text = "as often as plain ascent"
+            claims.append(decide("B 3, figs. 5, 6", text, name, two_stages, plain, n, -0.1, 0.0, DECISIONS))
     finish(args, "bandit", claims, draw, found)
 
 

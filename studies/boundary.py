@@ -2,14 +2,14 @@
 
 256 responses to each of 40 test problems, counts kept, by every base and by models of training.py (seed 2): plateau and
 end of four algorithms, at temperature 1 and at the paper's 0.6 with top-p 0.95; of GRPO and GRPO-N also eight
-checkpoints at temperature 1. The plateau is chosen from training curves alone: the numbered checkpoint, not the last,
-with the most leaps of two (plateau_of in training.py).
+checkpoints at temperature 1. On the plateau accuracy stalls while two at once is exploited. It is chosen from training
+curves alone: the numbered checkpoint, not the last, with the most two at once (plateau_of in training.py).
 
-The rule, written before the runs (added after them: printed, the early loss at 0.6 / 0.95 against the base's second
-sample); unit, interval, verdict and Holm as in common.py. A problem is solvable if at least 1
-of 256 is right. Lost: solvable by the base, not by the model; won: the other way round; shares of the problems. Whether
-it is 0 or 1 of 256 is chance in part, so the base is sampled twice: what it loses against itself is the floor. A table
-prints how often the base was right on what was lost. 0.05 matters: 2 problems of 40. Above 0 if not said otherwise:
+The rule, written before the runs; unit, interval, verdict and Holm as in common.py. A problem is solvable if at least
+1 of 256 is right. Lost: solvable by the base, not by the model. Won: the other way round. Both are shares of the
+problems. Whether it is 0 or 1 of 256 is chance in part, so the base is sampled twice: what it loses against itself is
+the floor. A table prints how often the base was right on what was lost. 0.05 matters: 2 problems of 40. Added after the
+runs, and only printed: the early loss at 0.6 / 0.95 against the base's second sample. Above 0 if not said otherwise:
   early training shrinks   pass@256 of the base minus the plateau's (lost minus won): section 3, remark 3, with "may"
   some are lost early      share lost at the plateau minus the floor (ours)
   more training expands    pass@256 at the end minus the plateau's: remark 4, with "may"
@@ -29,123 +29,261 @@ smallest_decidable(0.05) = 0.08. Shrinkage by 0.05 cannot be decided; by 0.1 (fi
 """
 
 import functools
-import itertools
+from typing import NamedTuple
 
 import numpy as np
-from common import arguments, base_folder, decide, finish, interval, make_bases, read_json, rounded, run_all
+from common import Job, Run, arguments, base_folder, decide, finish, interval, make_bases, read_json, rounded, run_all
 from matplotlib.figure import Figure
-from training import FOUR, QUICK, SEEDS, TWO, jobs_of, plateau_of
+from training import QUICK_ARMS, SEEDS, RunKey, folder_of, jobs_of, plateau_of, read_records, run_keys
 
-SETTINGS = ((1.0, 1.0), (0.6, 0.95))  # (temperature, top-p); the second is the paper's
+
+# ------------------------------------------------------------------------------------------------------------- settings
+class Setting(NamedTuple):
+    """How responses are sampled."""
+
+    temperature: float
+    top_p: float
+
+    def __str__(self):
+        return f"{self.temperature:g} / {self.top_p:g}"
+
+
+class Size(NamedTuple):
+    """How much is sampled, of which models."""
+
+    samples: int  # responses to a problem
+    problems: int
+    checkpoint_every: int  # steps between the numbered models of a run
+    last: int  # the last of these
+
+
+FULL_SOFTMAX = Setting(1.0, 1.0)
+PAPER = Setting(0.6, 0.95)
+SETTINGS = (FULL_SOFTMAX, PAPER)
+FULL_SIZE = Size(samples=256, problems=40, checkpoint_every=10, last=100)
+QUICK_SIZE = Size(samples=4, problems=4, checkpoint_every=1, last=2)
+ARMS = ("grpo", "grpo-n", "gspo", "gspo-n")  # of training.py
+TRACKED = ("grpo", "grpo-n")  # of these, more checkpoints
 CHECKPOINTS = (10, 20, 30, 40, 50, 60, 80, 100)
+AGAIN = -1  # the "step" of a base's second sample; that of its first is 0
 
 
-def summary(folder, samples):
-    """The record of a model at a setting: how many of its responses to each problem were right."""
-    (problems,) = read_json(folder / "passk.json")["models"].values()
-    found = {"samples": samples, "right": [problem["right"] for problem in problems]}
-    return found | {name: rounded(p[name] for p in problems) for name in ("answer_entropy", "token_entropy")}
+class ModelKey(NamedTuple):
+    """A model at a setting."""
+
+    arm: str  # or "base"
+    base: int
+    step: int  # of training; a base's: 0 or AGAIN
+    setting: Setting
 
 
+# ----------------------------------------------------------------------------------------------------------------- jobs
+def model_keys(args, arms, plateaus, size):
+    """All models that are sampled, a list of ModelKey. plateaus: {(arm, base): step}."""
+    keys = []
+    for base in args.bases:
+        for step in (0, AGAIN):
+            for setting in SETTINGS:
+                keys.append(ModelKey("base", base, step, setting))
+    for (arm, base), plateau in plateaus.items():
+        for step in (plateau, size.last):
+            for setting in SETTINGS:
+                keys.append(ModelKey(arm, base, step, setting))
+        if arm in TRACKED and not args.quick:
+            for step in CHECKPOINTS:
+                keys.append(ModelKey(arm, base, step, FULL_SOFTMAX))
+    return list(dict.fromkeys(keys))  # plateau and end are checkpoints, too
+
+
+def model_name(key):
+    """ModelKey("base", 1, AGAIN, PAPER) -> "base-1-again-t0.6"."""
+    step = "again" if key.step == AGAIN else key.step
+    return f"{key.arm}-{key.base}-{step}-t{key.setting.temperature:g}"
+
+
+def model_job(key, args, size):
+    """The Job that samples from a model."""
+    data = base_folder(key.base, args.quick)
+    if key.arm == "base":
+        model = data / "base"
+    else:
+        model = folder_of("grpo_n", RunKey(key.arm, key.base, SEEDS[0]), args) / f"model_{key.step:06d}"
+    seed = 2 if key.step == AGAIN else 1
+    flags = f"--steps 0 --kl-coef 0 --eval-problems 1 --gen-batch 64 --seed {seed} --model {model}"
+    flags += f" --passk-temperature {key.setting.temperature} --passk-top-p {key.setting.top_p}"
+    flags += f" --passk-samples {size.samples} --passk-problems {size.problems}"
+    flags += f" --train {data}/test.jsonl --test {data}/test.jsonl"
+    folder = args.runs / "boundary" / model_name(key)
+    run = Run(f"grpo_n.py {flags}", folder, "passk.json")
+    return Job([run], functools.partial(model_summary, folder, size.samples))
+
+
+def model_summary(folder, samples):
+    """The record of a model at a setting: how many of its responses to each problem were right; entropies, in nats."""
+    (problems,) = read_json(folder / "passk.json")["models"].values()  # of one model
+    return {
+        "samples": samples,
+        "right": [problem["right"] for problem in problems],
+        "answer_entropy": rounded(problem["answer_entropy"] for problem in problems),
+        "token_entropy": rounded(problem["token_entropy"] for problem in problems),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- measures
 def lost_and_won(base, model):
     """(share lost, share won, the base's counts of what was lost) of two lists of counts, a problem each."""
-    base, model = np.array(base), np.array(model)
-    lost, won = (base > 0) & (model == 0), (base == 0) & (model > 0)
+    base = np.array(base)
+    model = np.array(model)
+    lost = (base > 0) & (model == 0)
+    won = (base == 0) & (model > 0)
     return float(lost.mean()), float(won.mean()), base[lost].tolist()
 
 
-def draw(path, counts, solved, bases, arms, plateaus, last):
+def measures(record, base):
+    """The measures of a model, a dict. base: the record of its base's first sample at that setting."""
+    right = np.array(record["right"])
+    lost, won, lost_counts = lost_and_won(base["right"], record["right"])
+    return {
+        "pass@1": float(right.mean()) / record["samples"],
+        "solved": float((right > 0).mean()),  # pass@k with all samples, k = 256
+        "answer entropy": float(np.mean(record["answer_entropy"])),
+        "lost": lost,
+        "won": won,
+        "lost counts": lost_counts,  # of the base, how many of its responses were right
+    }
+
+
+def over_bases(found, measure, arm, steps, setting):
+    """A measure of an arm's models, one for each base: array (bases,).
+
+    found: {ModelKey: measures}. steps: {base: step}.
+    """
+    return np.array([found[ModelKey(arm, base, step, setting)][measure] for base, step in steps.items()])
+
+
+def print_table(found, samples):
+    """Print the measures of every model as a Markdown table. found: {ModelKey: measures}."""
+    print(f"\n| model | pass@1 | pass@{samples} | lost | won | right by the base, of the lost |\n" + "|---" * 6 + "|")
+    for key, row in found.items():
+        model = f"{key.arm}, base {key.base}, step {key.step}, {key.setting}"
+        shares = f"{row['pass@1']:.3f} | {row['solved']:.3f} | {row['lost']:.3f} | {row['won']:.3f}"
+        print(f"| {model} | {shares} | {row['lost counts']} |")
+
+
+# --------------------------------------------------------------------------------------------------------------- claims
+def claims_of(found, bases, arms, plateaus, size):
+    """All claims, decided. found: {ModelKey: measures}."""
+    start = dict.fromkeys(bases, 0)
+    again = dict.fromkeys(bases, AGAIN)
+    end = dict.fromkeys(bases, size.last)
+    claims = []
+    for setting in SETTINGS:
+        pass_measure = f"pass@{size.samples} at {setting}"
+        lost_measure = f"share lost, minus the floor, at {setting}"
+        for arm in arms:
+            plateau = {base: plateaus[arm, base] for base in bases}
+            solved_at_start = over_bases(found, "solved", "base", start, setting)
+            solved_on_plateau = over_bases(found, "solved", arm, plateau, setting)
+            solved_at_end = over_bases(found, "solved", arm, end, setting)
+            lost = over_bases(found, "lost", arm, plateau, setting)
+            floor = over_bases(found, "lost", "base", again, setting)
+            text = f"early training shrinks: {arm}"
+            claims.append(decide("B 3, remark 3", text, pass_measure, solved_at_start - solved_on_plateau, 0.05))
+            text = f"some are lost early: {arm}"
+            claims.append(decide("B 3 (ours: lost)", text, lost_measure, lost - floor, 0.05))
+            text = f"more training expands again: {arm}"
+            claims.append(decide("B 3, remark 4", text, pass_measure, solved_at_end - solved_on_plateau, 0.05))
+    for arm in arms:
+        if arm == "grpo":
+            continue
+        pass_1 = over_bases(found, "pass@1", arm, end, PAPER) - over_bases(found, "pass@1", "grpo", end, PAPER)
+        text = f"competitive at k = 1: {arm}"
+        claims.append(decide("B 4, tables 1-3", text, f"pass@1 at {PAPER}", pass_1, above=-0.02))
+        entropy = over_bases(found, "answer entropy", arm, end, PAPER)
+        entropy_of_grpo = over_bases(found, "answer entropy", "grpo", end, PAPER)
+        if arm == "gspo":
+            text = f"less answer entropy than grpo: {arm}"
+            effect = entropy_of_grpo - entropy
+        else:
+            text = f"more answer entropy than grpo: {arm}"
+            effect = entropy - entropy_of_grpo
+        claims.append(decide("B 4, table 4", text, f"nats at {PAPER}", effect, 0.1))
+    return claims
+
+
+# --------------------------------------------------------------------------------------------------------------- figure
+def draw(path, found, bases, arms, plateaus, last):
     """Solvable problems over training; shares lost and won at plateau and end at both settings; dots are bases."""
     figure = Figure(figsize=(14, 4.3), layout="constrained")
     axes = figure.subplots(1, 3)
     axes[2].sharex(axes[1])
     for i, arm in enumerate(arms[:2]):
-        steps = [s for s in (0, *CHECKPOINTS, last) if s in (0, last) or (arm, bases[0], s, 0) in counts]
-        at = [[solved["base" if step == 0 else arm, b, step, 0] for step in dict.fromkeys(steps)] for b in bases]
-        axes[0].plot([*dict.fromkeys(steps)], np.transpose(at), color=f"C{i}", lw=0.7, alpha=0.6)
-        axes[0].plot([*dict.fromkeys(steps)], np.mean(at, 0), "o-", color=f"C{i}", label=f"{arm}, mean (thin: bases)")
+        steps = [0]
+        for step in sorted({*CHECKPOINTS, last}):
+            if ModelKey(arm, bases[0], step, FULL_SOFTMAX) in found:
+                steps.append(step)
+        solved = []  # (bases, steps)
+        for base in bases:
+            keys = [ModelKey("base", base, 0, FULL_SOFTMAX)]
+            keys += [ModelKey(arm, base, step, FULL_SOFTMAX) for step in steps[1:]]
+            solved.append([found[key]["solved"] for key in keys])
+        axes[0].plot(steps, np.transpose(solved), color=f"C{i}", lw=0.7, alpha=0.6)
+        axes[0].plot(steps, np.mean(solved, 0), "o-", color=f"C{i}", label=f"{arm}, mean (thin: bases)")
     title = "solved with 256 samples\ntemperature 1, top-p 1"
     axes[0].set(title=title, xlabel="training step", ylabel="share of problems", ylim=(0, 1.02))
     axes[0].legend(fontsize=8)
-    for s, setting in enumerate(SETTINGS):
-        keys = {"the base again": [("base", b, -1, s) for b in bases]}
+
+    for axis, setting in zip(axes[1:], SETTINGS, strict=True):
+        bars = {"the base again": [ModelKey("base", base, AGAIN, setting) for base in bases]}
         for arm in arms:
-            keys |= {f"{arm}, plateau": [(arm, b, plateaus[arm, b], s) for b in bases]}
-            keys |= {f"{arm}, end": [(arm, b, last, s) for b in bases]}
-        for y, models in enumerate(keys.values()):
-            pairs = np.array([lost_and_won(counts["base", key[1], 0, s], counts[key])[:2] for key in models]) * [-1, 1]
-            axes[s + 1].barh([y, y], pairs.mean(0), color=["C3", "C2"])
-            axes[s + 1].plot(pairs, np.full_like(pairs, y), "k.", ms=3)
-            axes[s + 1].plot(pairs.sum(1).mean(), y, "wD", mec="k", ms=5)
-        axes[s + 1].set_yticks(range(len(keys)), keys, fontsize=8)
-        axes[s + 1].invert_yaxis()
-        title = "lost (left), won (right)\ntemperature {:g}, top-p {:g}".format(*setting)
-        axes[s + 1].set(title=title, xlabel="share of problems; dots: bases, diamond: sum")
+            bars[f"{arm}, plateau"] = [ModelKey(arm, base, plateaus[arm, base], setting) for base in bases]
+            bars[f"{arm}, end"] = [ModelKey(arm, base, last, setting) for base in bases]
+        for y, keys in enumerate(bars.values()):
+            shares = np.array([[-found[key]["lost"], found[key]["won"]] for key in keys])  # (bases, 2)
+            axis.barh([y, y], shares.mean(0), color=["C3", "C2"])
+            axis.plot(shares, np.full_like(shares, y), "k.", ms=3)
+            axis.plot(shares.sum(1).mean(), y, "wD", mec="k", ms=5)
+        axis.set_yticks(range(len(bars)), list(bars), fontsize=8)
+        axis.invert_yaxis()
+        title = f"lost (left), won (right)\ntemperature {setting.temperature:g}, top-p {setting.top_p:g}"
+        axis.set(title=title, xlabel="share of problems; dots: bases, diamond: sum")
     figure.savefig(path, dpi=90)
 
 
 def main():
     args = arguments(__doc__)
-    arms = QUICK["grpo_n"] if args.quick else FOUR
-    jobs, paths, folders = jobs_of("grpo_n", args, wanted=arms)
-    run_all(jobs)
-    trained, both = {key[:2]: read_json(path) for key, path in paths.items()}, range(len(SETTINGS))
-    every, last, samples, problems = (1, 2, 4, 4) if args.quick else (10, CHECKPOINTS[-1], 256, 40)
-    plateaus = {key: plateau_of(record, every) for key, record in trained.items()}
-    wanted = [("base", b, i, s) for b in args.bases for i in (0, -1) for s in both]  # -1: once more
-    for arm, base in trained:
-        wanted += [(arm, base, step, s) for step in (plateaus[arm, base], last) for s in both]
-        wanted += [(arm, base, step, 0) for step in CHECKPOINTS if arm in TWO and not args.quick]
-    jobs, paths = {}, {}
-    for arm, base, step, s in dict.fromkeys(wanted):
-        name, data = f"{arm}-{base}-{'again' if step < 0 else step}-t{SETTINGS[s][0]:g}", base_folder(base, args.quick)
-        model = data / "base" if arm == "base" else folders[arm, base, SEEDS[0]] / f"model_{step:06d}"
-        flags = f"--steps 0 --kl-coef 0 --eval-problems 1 --gen-batch 64 --seed {2 if step < 0 else 1} --model {model}"
-        flags += " --passk-temperature {} --passk-top-p {}".format(*SETTINGS[s])
-        flags += f" --passk-samples {samples} --passk-problems {problems} --train {data}/test.jsonl"
-        folder, record = args.runs / "boundary" / name, args.where / "boundary" / f"{name}.json"
-        read = functools.partial(summary, folder, samples)
-        jobs[record] = [(f"grpo_n.py {flags} --test {data}/test.jsonl", folder, "passk.json")], read
-        paths[arm, base, step, s] = record
-    make_bases(args, jobs)
-    run_all(jobs)
-    found = {key: read_json(path) for key, path in paths.items()}
-    counts = {key: record["right"] for key, record in found.items()}
-    first = {key: float(np.mean(x)) / samples for key, x in counts.items()}  # pass@1
-    answers = {key: float(np.mean(record["answer_entropy"])) for key, record in found.items()}
-    solved = {key: float(np.mean(np.array(x) > 0)) for key, x in counts.items()}
-    print(f"\n| model | pass@1 | pass@{samples} | lost | won | right by the base, of the lost |\n" + "|---" * 6 + "|")
-    for (arm, base, step, s), x in counts.items():
-        lost, won, of = lost_and_won(counts["base", base, 0, s], x)
-        cells = f"{first[arm, base, step, s]:.3f} | {solved[arm, base, step, s]:.3f} | {lost:.3f} | {won:.3f} | {of}"
-        print("| {}, base {}, step {}, {:g} / {:g} | {} |".format(arm, base, step, *SETTINGS[s], cells))
-    claims = []
+    arms = ARMS
+    size = FULL_SIZE
+    if args.quick:
+        arms = QUICK_ARMS["grpo_n"]
+        size = QUICK_SIZE
 
-    def each(function, arm, s, step=None):
-        """function(key) of an arm's model on each base; step None is the plateau."""
-        return np.array([function((arm, b, plateaus[arm, b] if step is None else step, s)) for b in args.bases])
+    # ---- the models of training.py, and their plateaus
+    runs = run_keys("grpo_n", args, arms)
+    run_all(jobs_of("grpo_n", runs, args))
+    plateaus = {}
+    for run, record in read_records("grpo_n", runs, args).items():
+        plateaus[run.arm, run.base] = plateau_of(record, size.checkpoint_every)
 
-    def lost(key):
-        return lost_and_won(counts["base", key[1], 0, key[3]], counts[key])[0]
+    # ---- sample
+    records = {}
+    for key in model_keys(args, arms, plateaus, size):
+        records[key] = args.where / "boundary" / f"{model_name(key)}.json"
+    make_bases(args, records.values())
+    run_all({record: model_job(key, args, size) for key, record in records.items()})
 
-    for s, arm in itertools.product(both, arms):
-        claim = functools.partial(decide, measure="pass@{} at {:g} / {:g}".format(samples, *SETTINGS[s]), matters=0.05)
-        start, middle, floor = each(solved.get, "base", s, 0), each(solved.get, arm, s), each(lost, "base", s, -1)
-        end = each(solved.get, arm, s, last)
-        claims.append(claim("B 3, remark 3", f"early training shrinks: {arm}", values=start - middle))
-        share, early = "share lost, minus the floor, at {:g} / {:g}".format(*SETTINGS[s]), each(lost, arm, s) - floor
-        claims.append(claim("B 3 (ours: lost)", f"some are lost early: {arm}", measure=share, values=early))
-        claims.append(claim("B 3, remark 4", f"more training expands again: {arm}", values=end - middle))
-    for arm in arms[1:]:
-        measure, (values, of) = "pass@1 at 0.6 / 0.95", (each(x.get, arm, 1, last) for x in (first, answers))
-        effect = values - each(first.get, "grpo", 1, last)
-        claims.append(decide("B 4, tables 1-3", f"competitive at k = 1: {arm}", measure, effect, 0.0, -0.02))
-        measure, sign = "nats at 0.6 / 0.95", -1 if arm == "gspo" else 1
-        text = f"{'less' if sign < 0 else 'more'} answer entropy than grpo: {arm}"
-        claims.append(decide("B 4, table 4", text, measure, sign * (of - each(answers.get, "grpo", 1, last)), 0.1))
-    again = each(solved.get, "base", 1, -1) - each(solved.get, "grpo", 1)
-    print("\nearly loss of grpo at 0.6 / 0.95, base sampled again: {:+.3f} ± {:.3f}\n".format(*interval(again)))
-    finish(args, "boundary", claims, draw, counts, solved, args.bases, arms, plateaus, last)
+    # ---- measure and decide
+    sampled = {key: read_json(record) for key, record in records.items()}
+    found = {}
+    for key, record in sampled.items():
+        found[key] = measures(record, sampled[ModelKey("base", key.base, 0, key.setting)])
+    print_table(found, size.samples)
+    plateau_of_grpo = {base: plateaus["grpo", base] for base in args.bases}
+    solved_again = over_bases(found, "solved", "base", dict.fromkeys(args.bases, AGAIN), PAPER)
+    mean, half = interval(solved_again - over_bases(found, "solved", "grpo", plateau_of_grpo, PAPER))
+    print(f"\nearly loss of grpo at {PAPER}, base sampled again: {mean:+.3f} ± {half:.3f}\n")
+    claims = claims_of(found, args.bases, arms, plateaus, size)
+    finish(args, "boundary", claims, draw, found, args.bases, arms, plateaus, size.last)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training curves of several runs side by side: accuracy, entropy, response length and leaps, one line for each run.
+"""Training curves of several runs side by side: accuracy, entropy, response length and actions, one line for each run.
 
 Reads the metrics.jsonl of the run folders of dapo.py or grpo_n.py, and nothing else.
 
@@ -6,44 +6,66 @@ Reads the metrics.jsonl of the run folders of dapo.py or grpo_n.py, and nothing 
 """
 
 import argparse
-import json
-import re
 from pathlib import Path
 
 import numpy as np
+from common import read_jsonl
 from matplotlib.figure import Figure
 
-PANELS = {
-    "test accuracy": r"test/greedy|test/avg@\d+",
-    "token entropy on the test set (nats)": "test/(token_)?entropy",
-    "response length on the test set (tokens)": "test/length",
-    "leaps of two in a training response": "leaps_two",
-    "leaps of one in a training response": "leaps_one",
-    "accuracy in training": "accuracy",
+PANELS = {  # title: the metrics that it may show, of each run the first that it has
+    "test accuracy": ("test/greedy", "test/accuracy"),
+    "token entropy on the test set (nats)": ("test/token_entropy", "test/entropy"),
+    "response length on the test set (tokens)": ("test/length",),
+    "leaps of two in a training response": ("two_at_once",),
+    "leaps of one in a training response": ("one_at_a_time",),
+    "accuracy in training": ("accuracy",),
 }
 
 
-def draw(path, runs):
-    """runs: {label: [the rows of metrics.jsonl, for each of its runs]}. A line is the mean over runs, smoothed over a
-    tenth of the steps where it is of training; bars are 95% intervals over problems, shades the range over runs.
+def metric_of(run, metrics):
+    """The first of the metrics that a run, the rows of its metrics.jsonl, has; None if it has none of them."""
+    for metric in metrics:
+        if any(metric in row for row in run):
+            return metric
+    return None
+
+
+def smoothed(y):
+    """Moving average over a tenth of the steps, narrower at both ends: (T,) -> (T,)."""
+    window = np.ones(max(1, len(y) // 10))
+    return np.convolve(y, window, "same") / np.convolve(np.ones(len(y)), window, "same")
+
+
+def draw_group(axis, group, metric, color, label):
+    """A line of a metric: the mean over the runs of a group, and their range.
+
+    What is of training is smoothed. One run alone has 95% intervals over problems, where it logged them.
     """
+    rows_of_runs = []
+    for run in group:
+        rows_of_runs.append([row for row in run if row.get(metric) is not None])
+    steps = [row["step"] for row in rows_of_runs[0]]
+    y = np.array([[row[metric] for row in rows] for rows in rows_of_runs])  # (runs, T)
+    half_widths = None
+    if len(group) == 1:
+        half_widths = [row.get(f"{metric}_ci95", 0.0) for row in rows_of_runs[0]]
+    style = "o-"
+    if not metric.startswith("test/"):
+        style = "-"
+        y = np.array([smoothed(run) for run in y])
+    axis.errorbar(steps, y.mean(0), half_widths, fmt=style, ms=3, capsize=2, color=color, label=label)
+    axis.fill_between(steps, y.min(0), y.max(0), color=color, alpha=0.1, lw=0)
+
+
+def draw(path, runs):
+    """The figure. runs: {label: [the rows of metrics.jsonl, for each of its runs]}."""
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     axes = figure.subplots(2, 3)
-    for axis, (title, pattern) in zip(axes.flat, PANELS.items(), strict=True):
+    for axis, (title, metrics) in zip(axes.flat, PANELS.items(), strict=True):
         for i, (label, group) in enumerate(runs.items()):
-            key = max((key for row in group[0] for key in row if re.fullmatch(pattern, key)), default=None)
-            if key is None:
-                continue
-            test = key.startswith("test/")  # greedy, where there is avg@n, too
-            rows = [[row for row in run if row.get(key) is not None] for run in group]
-            x, y = [row["step"] for row in rows[0]], np.array([[row[key] for row in run] for run in rows])
-            half = [row.get(f"{key}_ci95", 0.0) for row in rows[0]] if len(rows) == 1 else None
-            if not test:
-                window = np.ones(max(1, len(x) // 10))
-                y = np.array([np.convolve(run, window, "same") for run in y])
-                y = y / np.convolve(np.ones(len(x)), window, "same")
-            axis.errorbar(x, y.mean(0), half, fmt="o-" if test else "-", ms=3, capsize=2, color=f"C{i}", label=label)
-            axis.fill_between(x, y.min(0), y.max(0), color=f"C{i}", alpha=0.1, lw=0)
+            metric = metric_of(group[0], metrics)
+            if metric is not None:
+                draw_group(axis, group, metric, f"C{i}", label)
         axis.set(title=title, xlabel="training step", ylim=(0, None))
         axis.grid(alpha=0.3)
     if len(runs) > 5:  # in the panel it would hide the curves
@@ -59,11 +81,11 @@ def main():
     parser.add_argument("--out", default="runs/compare.png", help="the figure")
     args = parser.parse_args()
     runs = {}
-    for run in args.runs:
-        path = Path(run) / "metrics.jsonl"
+    for folder in args.runs:
+        path = Path(folder) / "metrics.jsonl"
         if not path.exists():
-            raise SystemExit(f"compare.py: error: {run} is no run folder: there is no {path}")
-        runs[Path(run).name] = [[json.loads(line) for line in path.read_text().splitlines()]]
+            raise SystemExit(f"compare.py: error: {folder} is no run folder: there is no {path}")
+        runs[Path(folder).name] = [read_jsonl(path)]
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     draw(args.out, runs)
     print(f"written: {args.out}")

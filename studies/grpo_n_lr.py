@@ -1,7 +1,7 @@
 """The learning rate of each algorithm of grpo_n.py in the tiny world: a short sweep, judged on training problems.
 
-Runs `grpo_n.py` for 40 steps for every algorithm, rate and seed, all from tiny/base, and prints accuracy and entropy at
-the end, measured on the last 200 training problems (the test set is left alone), and leaps in the last training
+Runs `grpo_n.py` for 40 steps for every algorithm, rate and seed, all from tiny/base. Prints accuracy and entropy at the
+end, measured on the last 200 training problems (the test set is left alone), and the actions in the last training
 responses. The rate with the best pass@1, mean over both seeds, is the algorithm's default. Two seeds of one base: this
 decides no claim.
 
@@ -10,48 +10,100 @@ decides no claim.
 """
 
 import functools
-import itertools
-import json
+from typing import NamedTuple
 
 import numpy as np
-from common import ROOT, arguments, read_json, run_all
+from common import ROOT, Job, Run, arguments, read_json, read_jsonl, run_all
 
-ALGORITHMS, RATES, SEEDS = ("grpo", "grpo-n", "gspo", "gspo-n"), (1e-4, 2e-4, 4e-4), (1, 2)
-COLUMNS = {"pass@1": "test/pass@1", "greedy": "test/greedy", "entropy (nats)": "test/token_entropy"}
-COLUMNS |= {"length": "test/length", "leaps of one": "leaps_one", "of two": "leaps_two", "jumps": "leaps_jump"}
+# ------------------------------------------------------------------------------------------------------------- settings
+ALGORITHMS = ("grpo", "grpo-n", "gspo", "gspo-n")
+RATES = (1e-4, 2e-4, 4e-4)
+SEEDS = (1, 2)
+COLUMNS = {  # of the table and of a record: name in metrics.jsonl
+    "pass@1": "test/pass@1",
+    "greedy": "test/greedy",
+    "entropy (nats)": "test/token_entropy",
+    "length": "test/length",
+    "one at a time": "one_at_a_time",
+    "two at once": "two_at_once",
+    "guess": "guess",
+}
+
+
+class RunKey(NamedTuple):
+    """Which run of grpo_n.py."""
+
+    algorithm: str
+    lr: float
+    seed: int
+
+
+# ----------------------------------------------------------------------------------------------------------------- jobs
+def run_keys(quick):
+    """All runs, a list of RunKey."""
+    if quick:
+        return [RunKey("gspo-n", 2e-4, 1), RunKey("gspo-n", 4e-4, 1)]
+    keys = []
+    for algorithm in ALGORITHMS:
+        for lr in RATES:
+            for seed in SEEDS:
+                keys.append(RunKey(algorithm, lr, seed))
+    return keys
+
+
+def run_name(key):
+    """RunKey("grpo", 1e-4, 1) -> "grpo-0.0001-1"."""
+    return f"{key.algorithm}-{key.lr:g}-{key.seed}"
+
+
+def write_validation(path, quick):
+    """Write the last training problems to a file of their own."""
+    n = 20 if quick else 200
+    lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[-n:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def training_job(key, validation, args):
+    """The Job of a run, judged on the problems of the file `validation`."""
+    steps = 2 if args.quick else 40
+    flags = f"--algorithm {key.algorithm} --lr {key.lr} --seed {key.seed} --steps {steps} --eval-every {steps}"
+    flags += f" --eval-problems 0 --passk-samples 0 --test {validation}"
+    if args.quick:
+        flags += " --prompts-per-step 2 --mini-batch 2"
+    folder = args.runs / "grpo_n_lr" / run_name(key)
+    run = Run(f"grpo_n.py {flags}", folder, "model/config.json")
+    return Job([run], functools.partial(last_row, folder))
 
 
 def last_row(folder):
-    """The last row of a run's metrics, by column of the table."""
-    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return {column: row.get(key, 0.0) for column, key in COLUMNS.items()}
+    """The record of a run: the last row of its metrics, by column of the table."""
+    row = read_jsonl(folder / "metrics.jsonl")[-1]
+    return {column: row.get(metric, 0.0) for column, metric in COLUMNS.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------- table
+def print_table(records):
+    """Print a line for each algorithm and rate, means over seeds. records: {RunKey: record}."""
+    rows_of_rate = {}  # a row for each seed
+    for key, record in records.items():
+        rows_of_rate.setdefault((key.algorithm, key.lr), []).append(record)
+    print(f"| algorithm | lr | pass@1 of each seed | {' | '.join(COLUMNS)} |")
+    print("|---" * (3 + len(COLUMNS)) + "|")
+    for (algorithm, lr), rows in rows_of_rate.items():
+        cells = [algorithm, f"{lr:g}", ", ".join(f"{row['pass@1']:.3f}" for row in rows)]
+        for column in COLUMNS:
+            cells.append(f"{np.mean([row[column] for row in rows]):.3f}")
+        print(f"| {' | '.join(cells)} |")
 
 
 def main():
     args = arguments(__doc__)
-    folder, steps = args.runs / "grpo_n_lr", 2 if args.quick else 40
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = (ROOT / "tiny" / "train.jsonl").read_text().splitlines()[-20 if args.quick else -200 :]
-    (folder / "validation.jsonl").write_text("\n".join(lines) + "\n")
-    fixed = f"--steps {steps} --eval-every {steps} --eval-problems 0 --passk-samples 0 --test {folder}/validation.jsonl"
-    fixed += " --prompts-per-step 2 --mini-batch 2" * args.quick
-    runs = [*itertools.product(ALGORITHMS, RATES, SEEDS)]
-    jobs, records = {}, {}
-    for algorithm, lr, seed in runs[-4::2] if args.quick else runs:
-        name = f"{algorithm}-{lr:g}-{seed}"
-        command = f"grpo_n.py --algorithm {algorithm} --lr {lr} --seed {seed} {fixed}", folder / name
-        jobs[args.where / "grpo_n_lr" / f"{name}.json"] = (
-            [(*command, "model/config.json")],
-            functools.partial(last_row, folder / name),
-        )
-        records.setdefault((algorithm, lr), []).append(args.where / "grpo_n_lr" / f"{name}.json")
-    run_all(jobs)
-    print("| algorithm | lr | pass@1 of each seed |", " | ".join(COLUMNS), "|\n|" + "---|" * (3 + len(COLUMNS)))
-    for (algorithm, lr), paths in records.items():
-        rows = [read_json(path) for path in paths]
-        means = [f"{np.mean([row[column] for row in rows]):.3f}" for column in COLUMNS]
-        seeds = ", ".join(f"{row['pass@1']:.3f}" for row in rows)
-        print(f"| {algorithm} | {lr:g} | {seeds} |", " | ".join(means), "|")
+    validation = args.runs / "grpo_n_lr" / "validation.jsonl"
+    write_validation(validation, args.quick)
+    records = {key: args.where / "grpo_n_lr" / f"{run_name(key)}.json" for key in run_keys(args.quick)}
+    run_all({record: training_job(key, validation, args) for key, record in records.items()})
+    print_table({key: read_json(record) for key, record in records.items()})
 
 
 if __name__ == "__main__":
