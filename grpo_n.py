@@ -53,6 +53,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from transformers.hf_argparser import HfArg
 
+HERE = Path(__file__).resolve().parent
 MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm, as in the released code
 LR = {"grpo": 4e-4, "grpo-n": 1e-4, "gspo": 4e-4, "gspo-n": 1e-4}  # for the tiny model: studies/grpo_n_lr.py
 
@@ -60,10 +61,12 @@ LR = {"grpo": 4e-4, "grpo-n": 1e-4, "gspo": 4e-4, "gspo-n": 1e-4}  # for the tin
 @dataclass
 class Args:
     algorithm: Literal["grpo", "grpo-n", "gspo", "gspo-n"] = HfArg(default="grpo", help="-n: negative advantages only")
-    model: str = HfArg(default="tiny/base", help="base model: a folder, or a name on the hub")
-    train: str = HfArg(default="tiny/train.jsonl", help='training problems, one {"prompt": ..., "answer": ...} a line')
-    test: str = HfArg(default="tiny/test.jsonl", help="test problems, in the same format")
-    out: str = HfArg(default="runs/grpo_n/default", help="folder of this run")
+    model: str = HfArg(default=str(HERE / "tiny/base"), help="base model: a folder, or a name on the hub")
+    train: str = HfArg(
+        default=str(HERE / "tiny/train.jsonl"), help='training problems, one {"prompt": ..., "answer": ...} a line'
+    )
+    test: str = HfArg(default=str(HERE / "tiny/test.jsonl"), help="test problems, in the same format")
+    out: str = HfArg(default="", help="folder of this run; by default runs/grpo_n/<algorithm>-seed<seed>")
     resume: bool = HfArg(default=False, help="go on from the checkpoint in --out")
     seed: int = HfArg(default=1, help="random seed of sampling and data order")
     device: Literal["cpu", "cuda"] = HfArg(default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
@@ -114,6 +117,8 @@ class Args:
             raise ValueError(f"--group-size {self.group_size}: want 2 or more, to compare responses with each other")
         if self.prompts_per_step % self.mini_batch != 0:
             raise ValueError(f"--mini-batch {self.mini_batch}: does not divide --prompts-per-step")
+        if not self.out:
+            self.out = f"runs/grpo_n/{self.algorithm}-seed{self.seed}"
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: PyTorch finds no CUDA device here")
 
@@ -166,6 +171,8 @@ def grpo_loss(
     """
     if not logp.shape == logp_old.shape == adv.shape == mask.shape:
         raise ValueError(f"want one shape, not {logp.shape}, {logp_old.shape}, {adv.shape}, {mask.shape}")
+    if logp_ref is not None and logp_ref.shape != logp.shape:
+        raise ValueError(f"want logp_ref of the shape of logp, {logp.shape}, not {logp_ref.shape}")
     outside = mask == 0
     if n_sequences is None:
         n_sequences = len(logp)
@@ -211,9 +218,29 @@ def answer_entropy(answers):
 
 
 # ------------------------------------------------------------------------------------------ model: sampling and scoring
+def short_name(path):
+    """The last two parts of a path, or a name on the hub, for titles: /home/me/rlvr/tiny/base -> tiny/base"""
+    return "/".join(Path(path).parts[-2:])
+
+
+def load_tokenizer(name):
+    """The tokenizer of a folder or of the hub. Raises ValueError where there is none."""
+    if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "~", "runs/", "tiny/", "data/"))):
+        raise ValueError(f"{name}: no such folder")  # else the hub is asked, which takes its time where there is none
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def load_model(name, device):
-    """A model of a folder or of the hub, in fp32."""
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    """A model of a folder or of the hub, in fp32. Raises ValueError where there is none, or no .safetensors file."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        if "safetensors" in str(error):
+            error = "its weights are not in .safetensors files; others, such as .bin, may run code when they are loaded"
+        raise ValueError(f"{name}: {error}") from None
     return model.to(device)
 
 
@@ -227,10 +254,11 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
     entropy = torch.special.entr(logp.exp()).sum(-1)
     scores = logp
     if top_p < 1:  # keep the smallest set of likeliest tokens whose probability reaches top_p
-        ordered, order = logp.exp().sort(dim=-1, descending=True)
+        ordered, order = logp.exp().topk(min(1024, logp.shape[-1]))
+        if (ordered.sum(-1) < top_p).any():  # a full sort takes several times as long, and is hardly ever needed
+            ordered, order = logp.exp().sort(dim=-1, descending=True)
         probability_before = ordered.cumsum(-1) - ordered
-        beyond_ordered = probability_before >= top_p
-        beyond = torch.zeros_like(beyond_ordered).scatter(-1, order, beyond_ordered)
+        beyond = torch.ones_like(logp, dtype=torch.bool).scatter(-1, order, probability_before >= top_p)
         scores = logp.masked_fill(beyond, -torch.inf)
     if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise, -log(exponential noise), is an exact draw
         noise = torch.empty_like(logp).exponential_(generator=generator)
@@ -240,11 +268,20 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
 
 
 def end_ids(tokenizer, *models):
-    """The ids that end a response: the tokenizer's, and those of each model (a chat model has two)."""
+    """The ids that end a response: the tokenizer's, those of each model, and the one that the chat template puts there.
+
+    A base model may end with <|endoftext|> alone, and run on after the <|im_end|> of a template that it was given.
+    """
     ids = {tokenizer.eos_token_id}
     for model in models:
         eos = model.generation_config.eos_token_id  # an id, a list of ids, or None
         ids.update(eos if isinstance(eos, list) else [eos])
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        behind = tokenizer(text.rpartition("ANSWER")[2], add_special_tokens=False)["input_ids"]
+        if behind and behind[0] in tokenizer.added_tokens_decoder:  # a special token, not a space or a line break
+            ids.add(behind[0])
     return sorted(ids - {None})
 
 
@@ -360,73 +397,168 @@ def token_logprobs(model, tokens, mask, temperature=1.0, n_vocab=None, chunk=Non
 
 
 # ----------------------------------------------------------------------------------------- task: problems and verifier
-def read_problems(path, tokenizer, limit):
-    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", strings, as in the file, and
+def render_prompt(tokenizer, prompt, system=""):
+    """The text that the model reads: in the tokenizer's chat template if it has one, where Qwen3 then does not think.
+
+    Raises ValueError where the template refuses the messages.
+    """
+    from jinja2 import TemplateError  # comes with torch
+
+    together = f"{system}\n\n{prompt}" if system else prompt
+    if tokenizer.chat_template is None:
+        return together
+    one_message = [{"role": "user", "content": together}]
+    if system:
+        two_messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+    else:
+        two_messages = one_message
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    try:
+        return tokenizer.apply_chat_template(two_messages, **options)
+    except (TemplateError, TypeError, ValueError):  # some templates have no system role
+        try:
+            return tokenizer.apply_chat_template(one_message, **options)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ValueError(f"the model's chat template refuses a prompt: {error}") from error
+
+
+def read_problems(path, tokenizer, context, max_response):
+    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", texts, as in the file, and
     "ids", the prompt in tokens, in the tokenizer's chat template if it has one.
 
-    Raises ValueError, which names file and line, for a row without these, and for more than `limit` tokens.
+    A number as answer is read as text. Prompts that leave less than max_response of `context` tokens are left out, and
+    counted on the screen. Raises ValueError: for other rows, naming file, line and reason, and where no prompt is left.
     """
+    limit = context - max_response
+    if limit < 1:
+        raise ValueError(f"--max-response {max_response} leaves no room for a prompt: the context is {context} tokens")
     problems = []
-    has_template = tokenizer.chat_template is not None
-    lines = Path(path).read_text("utf-8", "surrogateescape").rstrip("\n").split("\n")  # splitlines would cut at U+2028
+    lines = Path(path).read_text("utf-8-sig", "surrogateescape").rstrip("\n").split("\n")  # not splitlines: U+2028
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            system = row.get("system", "")
-            (row["prompt"] + row["answer"] + system).encode()  # fails where one is no text, or not UTF-8
-        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            raise ValueError(f'{where}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}') from None
-        if not row["prompt"].strip() or not row["answer"].strip():
-            raise ValueError(f"{where}: prompt or answer is empty")
-        messages = [{"role": "user", "content": row["prompt"]}]
-        if system:
-            messages.insert(0, {"role": "system", "content": system})
-        if has_template:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        else:
-            text = "\n\n".join(message["content"] for message in messages)
-        row["ids"] = tokenizer(text, add_special_tokens=not has_template)["input_ids"]
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f'{where}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}')
+        if isinstance(row.get("answer"), (int, float)) and not isinstance(row["answer"], bool):
+            row["answer"] = str(row["answer"])
+        for key in ("prompt", "answer", "system"):
+            value = row.get(key, "" if key == "system" else None)
+            if value is None:
+                raise ValueError(f'{where}: "{key}" is missing')
+            if not isinstance(value, str):
+                raise ValueError(f'{where}: "{key}" must be a text in quotes, not {json.dumps(value)[:40]}')
+            if key != "system" and not value.strip():
+                raise ValueError(f'{where}: "{key}" is empty')
+            if not value.isascii() and re.search("[\ud800-\udfff]", value):
+                raise ValueError(f'{where}: "{key}" is not UTF-8')
+        text = render_prompt(tokenizer, row["prompt"], row.get("system", ""))
+        row["ids"] = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
         if tokenizer.unk_token_id in row["ids"]:
-            raise ValueError(f"{where}: the prompt has characters that the model's vocabulary lacks")
-        if len(row["ids"]) > limit:
-            raise ValueError(f"{where}: the prompt exceeds {limit} tokens, context less --max-response")
-        problems.append(row)
+            raise ValueError(f'{where}: "prompt" has characters that the model\'s vocabulary lacks')
+        if len(row["ids"]) <= limit:
+            problems.append(row)
+    n_left_out = len(lines) - len(problems)
+    room = f"{limit} tokens, the context of {context} less --max-response {max_response}"
+    if not problems:
+        raise ValueError(f"{path}: no prompt fits into {room}")
+    if n_left_out > 0:
+        print(f"{path}: left out {n_left_out} of {len(lines)} prompts, which do not fit into {room}")
     return problems
 
 
 def extract_answer(text):
     r"""What stands in the last \boxed{...} whose braces are balanced; None if there is none.
 
-    "so \boxed{\frac{1}{2}}." -> "\frac{1}{2}". Only the last 20,000 characters are read.
+    "so \boxed{\frac{1}{2}}." -> "\frac{1}{2}". Only the last 20,000 characters are read. \{ and \} are no braces.
     """
     text = text[-20_000:]
-    boxes = {match.end() - 1 for match in re.finditer(r"\\boxed\s*\{", text)}  # positions of their opening braces
-    still_open = []  # positions of the braces that are not closed yet
+    still_open = []  # the braces that are not closed yet, as matches
     last = -1
     answer = None
-    for i, character in enumerate(text):
-        if character == "{":
-            still_open.append(i)
-        elif character == "}" and still_open:
-            start = still_open.pop()
-            if start in boxes and start > last:
-                last = start
-                answer = text[start + 1 : i].strip()
+    for match in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        if match[0] == "{" or match[0].startswith("\\boxed"):
+            still_open.append(match)
+        elif match[0] == "}" and still_open:
+            opening = still_open.pop()
+            if opening[0] != "{" and opening.start() > last:  # a box, further on than the last one
+                last = opening.start()
+                answer = text[opening.end() : match.start()].strip()
     return answer
 
 
+TEX_SPACE = r"(?:\s|~|\\[,;:! ])"  # as it stands in an answer
+NO_UNITS = (  # words behind a number that change it
+    "or and to base dozen half halves third thirds quarter quarters tenths hundredths thousandths hundred hundreds"
+    " thousand thousands million millions billion billions trillion e i k n x y z pi"
+).split()
+
+
+def read_number(text):
+    r"""A plain number as a Fraction; None for any other text.
+
+    -.50 = -1/2    1,000 = 1\,000 = 1000    1/2 = \frac{1}{2} = \frac12; but 1, 200  0,500  2 1/2 are no plain numbers.
+    """
+    negative = text.startswith("-")
+    if text.startswith(("-", "+")):
+        text = text[1:].strip()
+    fraction = re.fullmatch(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|\{[^{}]*\})", text)  # TeX takes a digit or a braced group
+    if fraction:
+        above = fraction[1].strip("{ }")
+        below = fraction[2].strip("{ }")
+        if above.startswith("-"):
+            negative = not negative
+            above = above[1:]
+    elif text.count("/") == 1:
+        above, below = text.split("/")
+    elif re.fullmatch(r"[1-9][0-9]{0,2}((,[0-9]{3})+|(\\[,;:! ][0-9]{3})+)(\.[0-9]*)?", text):  # groups of three
+        above = re.sub(r"[^0-9.]", "", text)
+        below = "1"
+    else:
+        above = text
+        below = "1"
+    for part in (above, below):
+        if not re.fullmatch(r"\s*([0-9]{1,100}(\.[0-9]{0,100})?|\.[0-9]{1,100})\s*", part):
+            return None
+    if Fraction(below) == 0:
+        return None
+    number = Fraction(above) / Fraction(below)
+    return -number if negative else number
+
+
+def remove_unit(text):
+    r"""Text without the units at its end: 48^\circ -> 48    12\text{ cm}^2 -> 12    5\% -> 5    5\text{ or }6 stays."""
+    in_words = r"\\(?:text|textrm|mathrm|mbox|rm)\{[^{}0-9]*[a-zA-Z][^{}0-9]*\}(?:\^\{?-?[0-9]\}?)?"
+    unit = rf"\\?%|\^\{{?\\circ\}}?[CF]?|°[CF]?|\\degrees?|degrees?|percent|/?{in_words}"
+    rest = re.sub(rf"(?:{TEX_SPACE}*(?:{unit}))+$", "", text)
+    words = re.findall("[a-zA-Z]+", text[len(rest) :])
+    if any(word in NO_UNITS for word in words):
+        return text
+    return rest
+
+
 def normalize_answer(answer):
-    r"""A Fraction of a plain number (1,000  .5  1/2  \frac12), else the text without spaces, $, %, \left and \text."""
-    s = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;:! ]|\\?[$%]", "", answer.replace("\u2212", "-").replace("{,}", ","))
-    s = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", s.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
-    s = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", s).removesuffix(".")  # "1 2" is not "12"
-    number = re.sub(r"^([+-]?)\\frac\{?(-?\d+?)\}?\s*\{?(\d+)\}?$", r"\1\2/\3", s)
-    number = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", number)
-    try:
-        return Fraction(number) if re.fullmatch(r"[-+]?[0-9./]{1,100}", number) else s
-    except (ValueError, ZeroDivisionError):  # 1.2.3, 1/0
-        return s
+    r"""What two equal answers share: a Fraction for a plain number, perhaps with a unit, else a text without spaces.
+
+    \text{}, \left, \right, and dollars and percent signs at the ends do not count. Two answers are equal if their
+    normal forms are. Larger questions, such as x+1 against 1+x or 3/2 against 1 1/2, are for --verifier math-verify.
+    """
+    text = answer.replace("\u2212", "-")
+    text = text.replace("\\\\", "\0")  # a row break of a matrix, which must not read as a space
+    text = re.sub(r"\\(left|right)(?![a-zA-Z])", "", text)
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = text.replace("{,}", ",").replace(",\\!", ",")
+    text = re.sub(rf"^(?:{TEX_SPACE}|\\?\$)+", "", text)
+    text = re.sub(rf"(?:{TEX_SPACE}|\\?[$%])*\.?(?:{TEX_SPACE}|\\?[$%])*$", "", text)
+    text = re.sub(r"^\\(?:text|textrm|mathrm|mbox)\{([^{}]*)\}$", r"\1", text).strip()
+    number = read_number(remove_unit(text))
+    if number is not None:
+        return number
+    text = re.sub(r"\\(?:text|textrm|mathrm|mbox)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(TEX_SPACE, " ", text)
+    return re.sub(r"(?<!\d) +| +(?!\d)", "", text)  # "1 2" is not "12"
 
 
 def is_correct(text, answer, verifier="exact"):
@@ -463,7 +595,7 @@ def read_actions(prompt, text):
     A box with no operations left is no action.
     """
     actions = []
-    if not re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt):
+    if not re.fullmatch(r"\d{1,3}([-+*]\d)+,\d{1,3}([-+*]\d)+\?", prompt):
         return actions
     operations_left = [len(re.findall(r"[-+*]", chain)) for chain in prompt.split(",")]  # of each chain not finished
     pattern = re.compile(r"\d{1,3}((?:[-+*]\d)+)=(\d{1,3})(; | [a-z]+ )|\\boxed\{([\d,]+)")
@@ -639,31 +771,39 @@ def training_order(n_problems, n_needed, seed):
     return order
 
 
-def open_run(args):
-    """Make the run folder with its config.json; returns the checkpoint that --resume goes on from, or None."""
-    out = Path(args.out)
-    config = out / "config.json"
+def check_run(args):
+    """Raises ValueError, before anything is loaded, for a missing file and for a folder that does not fit --resume."""
+    for flag, path in (("--train", args.train), ("--test", args.test)):
+        if not Path(path).exists():
+            raise ValueError(f"{flag} {path}: no such file")
+    config = Path(args.out) / "config.json"
     if args.resume and not config.exists():
-        raise ValueError(f"--resume: {out} holds no run; leave out --resume to start one there")
+        raise ValueError(f"--resume: {args.out} holds no run; leave out --resume to start one there")
     if config.exists() and not args.resume:
-        raise ValueError(f"{out} holds a run: --resume goes on with it, --out names another folder")
+        raise ValueError(f"{args.out} holds a run: --resume goes on with it, --out or --seed starts another")
     if args.resume:
         before = json.loads(config.read_text())["args"]
         may_change = ["resume", "out", "steps", "save_every", "gen_batch", "micro_batch", "gradient_checkpointing"]
-        for name, value in before.items():
-            if name not in may_change and value != getattr(args, name, None):
-                raise ValueError(
-                    f"--resume: {out} was started with {name} = {value!r}; give the same, or another --out"
-                )
+        now = asdict(args)
+        for name in {**before, **now}:
+            if name not in may_change and before.get(name) != now.get(name):
+                flag = f"--{name.replace('_', '-')} {before.get(name)}"
+                raise ValueError(f"--resume: {args.out} began with {flag}; give the same, or another --out")
+
+
+def open_run(args):
+    """Make the run folder with its config.json; returns the checkpoint that --resume goes on from, or None."""
+    out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
-    config.write_text(json.dumps(about, indent=2) + "\n")
-    if args.resume and (out / "checkpoint.pt").exists():
+    (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    if (out / "checkpoint.pt").exists():
         return torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
     return None
 
 
 def write_jsonl(path, rows):
+    """One JSON object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -704,25 +844,26 @@ def draw_curves(path, rows, title):
 
 def main(args):
     # ---- models and problems first, so that errors come early
+    check_run(args)
     transformers.utils.logging.disable_progress_bar()
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoded token is a new shape
     out = Path(args.out)
     device = args.device
     G = args.group_size
     try:
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        tokenizer = load_tokenizer(args.model)
         policy = load_model(args.model, device)
-    except (OSError, ValueError) as error:  # neither a folder with a model nor a name on the hub
-        raise ValueError(f"--model {args.model}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"--model {error}") from None
     reference = load_model(args.model, device) if args.kl_coef > 0 else None
-    limit = policy.config.max_position_embeddings - args.max_response
-    train = read_problems(args.train, tokenizer, limit)
-    test = read_problems(args.test, tokenizer, limit)
+    context = policy.config.max_position_embeddings
+    train = read_problems(args.train, tokenizer, context, args.max_response)
+    test = read_problems(args.test, tokenizer, context, args.max_response)
     saved = open_run(args)
 
     # ---- optimiser, data order, generator, log; a checkpoint puts all of them back
     if args.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(policy.parameters(), args.lr, weight_decay=args.weight_decay, fused=device == "cuda")
     generator = torch.Generator(device).manual_seed(args.seed)
     order = training_order(len(train), args.steps * args.prompts_per_step, args.seed)
@@ -736,6 +877,7 @@ def main(args):
         cursor = saved["cursor"]
         metrics = saved["metrics"]
         samples = saved["samples"]
+        saved = None  # frees its memory
 
     first_step = len(metrics)
     bar = tqdm(range(first_step, args.steps + 1), initial=first_step, total=args.steps + 1, unit="step")
@@ -802,7 +944,9 @@ def main(args):
                     stats["loss"] = loss.detach()
                     for name, value in stats.items():
                         totals[name] = totals.get(name, 0.0) + value.item()
-                norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM, error_if_nonfinite=True)
+                norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM)
+                if not norm.isfinite():
+                    raise ValueError(f"step {step}: the gradient is not finite; a lower --lr may help")
                 totals["grad_norm"] += norm.item()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -844,7 +988,11 @@ def main(args):
             policy.save_pretrained(out / "model")
             tokenizer.save_pretrained(out / "model")
         if at_checkpoint:
-            draw_curves(out / "curves.png", metrics, f"grpo_n.py {args.model}: {args.algorithm}, seed {args.seed}")
+            draw_curves(
+                out / "curves.png",
+                metrics,
+                f"grpo_n.py on {short_name(args.model)}: {args.algorithm}, seed {args.seed}",
+            )
             state = {
                 "model": policy.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -867,13 +1015,14 @@ def main(args):
         problems = test[: args.passk_problems or None]
         sampling = (args.passk_samples, args.passk_temperature, args.passk_top_p, args.seed + 2_000_003)
         results = [problem_result(group) for group in evaluate(model, tokenizer, problems, *sampling, args)]
-        results_of[name] = results
+        results_of[short_name(name)] = results
         for key in results[0]:
             if key.startswith("pass@") or key.endswith("entropy"):
                 mean, ci95 = mean_and_ci95([result[key] for result in results])
-                print(f"{name}  {key:15s} {mean:.3f} ± {ci95:.3f}")
+                print(f"{short_name(name)}  {key:15s} {mean:.3f} ± {ci95:.3f}")
         table = {"samples": args.passk_samples, "models": results_of}
         (out / "passk.json").write_text(json.dumps(table) + "\n")
+    print(f"wrote {out}: open curves.png; metrics.jsonl has the numbers, samples.jsonl responses, model/ the model")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ Each row and position has noise of its own; there every one-token request has th
 All is fp32, on a GPU too: in bf16 the threshold dlogp < -0.1 would be wrong at 9% of the tokens (docs/gpu.md).
 
     python replace.py                                    # tiny pair on two CPU cores, 7 minutes
-    python replace.py --base Qwen/Qwen2.5-1.5B --rlvr Open-Reasoner-Zero/Open-Reasoner-Zero-1.5B --top-p 0.7 \\
-        --test data/aime24/test.jsonl --train data/math/train.jsonl --max-response 8192 --rows 128           # one GPU
+    python replace.py --base Qwen/Qwen2.5-Math-1.5B --rlvr sail/Qwen2.5-Math-1.5B-Oat-Zero --top-p 0.7 \\
+        --test data/math500/test.jsonl --train data/math/train.jsonl --max-response 2048 --rows 96           # one GPU
 """
 
 import itertools
@@ -44,14 +44,18 @@ from transformers.hf_argparser import HfArg
 
 FIGURE_2 = ("dlogp", "kl", "entropy", "random")  # the criteria of the paper's figure 2
 
+HERE = Path(__file__).resolve().parent
+
 
 @dataclass
 class Args:
-    base: str = HfArg(default="tiny/base", help="base model: a folder, or a name on the hub")
-    rlvr: str = HfArg(default="tiny/rlvr", help="the model that RLVR made of it; its tokenizer serves both")
-    test: str = HfArg(default="tiny/test.jsonl", help='problems, one {"prompt": ..., "answer": ...} a line')
-    train: str = HfArg(default="tiny/train.jsonl", help="problems that calibrate the thresholds, in the same format")
-    out: str = HfArg(default="runs/replace/default", help="folder of this run")
+    base: str = HfArg(default=str(HERE / "tiny/base"), help="base model: a folder, or a name on the hub")
+    rlvr: str = HfArg(default=str(HERE / "tiny/rlvr"), help="the model that RLVR made of it; its tokenizer serves both")
+    test: str = HfArg(default=str(HERE / "tiny/test.jsonl"), help='problems, one {"prompt": ..., "answer": ...} a line')
+    train: str = HfArg(
+        default=str(HERE / "tiny/train.jsonl"), help="problems that calibrate the thresholds, in the same format"
+    )
+    out: str = HfArg(default="", help="folder of this run; by default runs/replace/seed<seed>")
     resume: bool = HfArg(default=False, help="go on after the last criterion that --out holds")
     seed: int = HfArg(default=1, help="random seed of sampling and of the bootstrap")
     device: Literal["cpu", "cuda"] = HfArg(default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
@@ -90,6 +94,8 @@ class Args:
         for name in f"{self.criteria},{self.reverse}".split(","):
             if name and name not in SCORES:
                 raise ValueError(f"there is no criterion {name!r}; there are {', '.join(SCORES)}")
+        if not self.out:
+            self.out = f"runs/replace/seed{self.seed}"
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: PyTorch finds no CUDA device here")
 
@@ -176,9 +182,29 @@ SCORES = {
 
 
 # -------------------------------------------------------------------------------------------- model: decoding with two
+def short_name(path):
+    """The last two parts of a path, or a name on the hub, for titles: /home/me/rlvr/tiny/base -> tiny/base"""
+    return "/".join(Path(path).parts[-2:])
+
+
+def load_tokenizer(name):
+    """The tokenizer of a folder or of the hub. Raises ValueError where there is none."""
+    if not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "~", "runs/", "tiny/", "data/"))):
+        raise ValueError(f"{name}: no such folder")  # else the hub is asked, which takes its time where there is none
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def load_model(name, device):
-    """A model of a folder or of the hub, in fp32."""
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    """A model of a folder or of the hub, in fp32. Raises ValueError where there is none, or no .safetensors file."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        if "safetensors" in str(error):
+            error = "its weights are not in .safetensors files; others, such as .bin, may run code when they are loaded"
+        raise ValueError(f"{name}: {error}") from None
     return model.to(device)
 
 
@@ -191,10 +217,10 @@ def load_pair(base_name, rlvr_name, device):
     tokenizers = []
     for flag, name in (("--base", base_name), ("--rlvr", rlvr_name)):
         try:
-            tokenizers.append(AutoTokenizer.from_pretrained(name))
+            tokenizers.append(load_tokenizer(name))
             models.append(load_model(name, device))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{flag} {name}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{flag} {error}") from None
     differ = sorted(tokenizers[0].get_vocab().items() ^ tokenizers[1].get_vocab().items())
     if differ:
         raise ValueError(
@@ -213,10 +239,11 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
     entropy = torch.special.entr(logp.exp()).sum(-1)
     scores = logp
     if top_p < 1:  # keep the smallest set of likeliest tokens whose probability reaches top_p
-        ordered, order = logp.exp().sort(dim=-1, descending=True)
+        ordered, order = logp.exp().topk(min(1024, logp.shape[-1]))
+        if (ordered.sum(-1) < top_p).any():  # a full sort takes several times as long, and is hardly ever needed
+            ordered, order = logp.exp().sort(dim=-1, descending=True)
         probability_before = ordered.cumsum(-1) - ordered
-        beyond_ordered = probability_before >= top_p
-        beyond = torch.zeros_like(beyond_ordered).scatter(-1, order, beyond_ordered)
+        beyond = torch.ones_like(logp, dtype=torch.bool).scatter(-1, order, probability_before >= top_p)
         scores = logp.masked_fill(beyond, -torch.inf)
     if temperature > 0:  # Gumbel-max: the argmax of log-prob + Gumbel noise, -log(exponential noise), is an exact draw
         noise = torch.empty_like(logp).exponential_(generator=generator)
@@ -226,11 +253,20 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
 
 
 def end_ids(tokenizer, *models):
-    """The ids that end a response: the tokenizer's, and those of each model (a chat model has two)."""
+    """The ids that end a response: the tokenizer's, those of each model, and the one that the chat template puts there.
+
+    A base model may end with <|endoftext|> alone, and run on after the <|im_end|> of a template that it was given.
+    """
     ids = {tokenizer.eos_token_id}
     for model in models:
         eos = model.generation_config.eos_token_id  # an id, a list of ids, or None
         ids.update(eos if isinstance(eos, list) else [eos])
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        behind = tokenizer(text.rpartition("ANSWER")[2], add_special_tokens=False)["input_ids"]
+        if behind and behind[0] in tokenizer.added_tokens_decoder:  # a special token, not a space or a line break
+            ids.add(behind[0])
     return sorted(ids - {None})
 
 
@@ -343,73 +379,168 @@ def decode_two(
 
 
 # ----------------------------------------------------------------------------------------- task: problems and verifier
-def read_problems(path, tokenizer, limit):
-    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", strings, as in the file, and
+def render_prompt(tokenizer, prompt, system=""):
+    """The text that the model reads: in the tokenizer's chat template if it has one, where Qwen3 then does not think.
+
+    Raises ValueError where the template refuses the messages.
+    """
+    from jinja2 import TemplateError  # comes with torch
+
+    together = f"{system}\n\n{prompt}" if system else prompt
+    if tokenizer.chat_template is None:
+        return together
+    one_message = [{"role": "user", "content": together}]
+    if system:
+        two_messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+    else:
+        two_messages = one_message
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    try:
+        return tokenizer.apply_chat_template(two_messages, **options)
+    except (TemplateError, TypeError, ValueError):  # some templates have no system role
+        try:
+            return tokenizer.apply_chat_template(one_message, **options)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ValueError(f"the model's chat template refuses a prompt: {error}") from error
+
+
+def read_problems(path, tokenizer, context, max_response):
+    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", texts, as in the file, and
     "ids", the prompt in tokens, in the tokenizer's chat template if it has one.
 
-    Raises ValueError, which names file and line, for a row without these, and for more than `limit` tokens.
+    A number as answer is read as text. Prompts that leave less than max_response of `context` tokens are left out, and
+    counted on the screen. Raises ValueError: for other rows, naming file, line and reason, and where no prompt is left.
     """
+    limit = context - max_response
+    if limit < 1:
+        raise ValueError(f"--max-response {max_response} leaves no room for a prompt: the context is {context} tokens")
     problems = []
-    has_template = tokenizer.chat_template is not None
-    lines = Path(path).read_text("utf-8", "surrogateescape").rstrip("\n").split("\n")  # splitlines would cut at U+2028
+    lines = Path(path).read_text("utf-8-sig", "surrogateescape").rstrip("\n").split("\n")  # not splitlines: U+2028
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            system = row.get("system", "")
-            (row["prompt"] + row["answer"] + system).encode()  # fails where one is no text, or not UTF-8
-        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-            raise ValueError(f'{where}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}') from None
-        if not row["prompt"].strip() or not row["answer"].strip():
-            raise ValueError(f"{where}: prompt or answer is empty")
-        messages = [{"role": "user", "content": row["prompt"]}]
-        if system:
-            messages.insert(0, {"role": "system", "content": system})
-        if has_template:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        else:
-            text = "\n\n".join(message["content"] for message in messages)
-        row["ids"] = tokenizer(text, add_special_tokens=not has_template)["input_ids"]
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f'{where}: want {{"prompt": "...", "answer": "..."}}, got {line[:40]!r}')
+        if isinstance(row.get("answer"), (int, float)) and not isinstance(row["answer"], bool):
+            row["answer"] = str(row["answer"])
+        for key in ("prompt", "answer", "system"):
+            value = row.get(key, "" if key == "system" else None)
+            if value is None:
+                raise ValueError(f'{where}: "{key}" is missing')
+            if not isinstance(value, str):
+                raise ValueError(f'{where}: "{key}" must be a text in quotes, not {json.dumps(value)[:40]}')
+            if key != "system" and not value.strip():
+                raise ValueError(f'{where}: "{key}" is empty')
+            if not value.isascii() and re.search("[\ud800-\udfff]", value):
+                raise ValueError(f'{where}: "{key}" is not UTF-8')
+        text = render_prompt(tokenizer, row["prompt"], row.get("system", ""))
+        row["ids"] = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
         if tokenizer.unk_token_id in row["ids"]:
-            raise ValueError(f"{where}: the prompt has characters that the model's vocabulary lacks")
-        if len(row["ids"]) > limit:
-            raise ValueError(f"{where}: the prompt exceeds {limit} tokens, context less --max-response")
-        problems.append(row)
+            raise ValueError(f'{where}: "prompt" has characters that the model\'s vocabulary lacks')
+        if len(row["ids"]) <= limit:
+            problems.append(row)
+    n_left_out = len(lines) - len(problems)
+    room = f"{limit} tokens, the context of {context} less --max-response {max_response}"
+    if not problems:
+        raise ValueError(f"{path}: no prompt fits into {room}")
+    if n_left_out > 0:
+        print(f"{path}: left out {n_left_out} of {len(lines)} prompts, which do not fit into {room}")
     return problems
 
 
 def extract_answer(text):
     r"""What stands in the last \boxed{...} whose braces are balanced; None if there is none.
 
-    "so \boxed{\frac{1}{2}}." -> "\frac{1}{2}". Only the last 20,000 characters are read.
+    "so \boxed{\frac{1}{2}}." -> "\frac{1}{2}". Only the last 20,000 characters are read. \{ and \} are no braces.
     """
     text = text[-20_000:]
-    boxes = {match.end() - 1 for match in re.finditer(r"\\boxed\s*\{", text)}  # positions of their opening braces
-    still_open = []  # positions of the braces that are not closed yet
+    still_open = []  # the braces that are not closed yet, as matches
     last = -1
     answer = None
-    for i, character in enumerate(text):
-        if character == "{":
-            still_open.append(i)
-        elif character == "}" and still_open:
-            start = still_open.pop()
-            if start in boxes and start > last:
-                last = start
-                answer = text[start + 1 : i].strip()
+    for match in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        if match[0] == "{" or match[0].startswith("\\boxed"):
+            still_open.append(match)
+        elif match[0] == "}" and still_open:
+            opening = still_open.pop()
+            if opening[0] != "{" and opening.start() > last:  # a box, further on than the last one
+                last = opening.start()
+                answer = text[opening.end() : match.start()].strip()
     return answer
 
 
+TEX_SPACE = r"(?:\s|~|\\[,;:! ])"  # as it stands in an answer
+NO_UNITS = (  # words behind a number that change it
+    "or and to base dozen half halves third thirds quarter quarters tenths hundredths thousandths hundred hundreds"
+    " thousand thousands million millions billion billions trillion e i k n x y z pi"
+).split()
+
+
+def read_number(text):
+    r"""A plain number as a Fraction; None for any other text.
+
+    -.50 = -1/2    1,000 = 1\,000 = 1000    1/2 = \frac{1}{2} = \frac12; but 1, 200  0,500  2 1/2 are no plain numbers.
+    """
+    negative = text.startswith("-")
+    if text.startswith(("-", "+")):
+        text = text[1:].strip()
+    fraction = re.fullmatch(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|\{[^{}]*\})", text)  # TeX takes a digit or a braced group
+    if fraction:
+        above = fraction[1].strip("{ }")
+        below = fraction[2].strip("{ }")
+        if above.startswith("-"):
+            negative = not negative
+            above = above[1:]
+    elif text.count("/") == 1:
+        above, below = text.split("/")
+    elif re.fullmatch(r"[1-9][0-9]{0,2}((,[0-9]{3})+|(\\[,;:! ][0-9]{3})+)(\.[0-9]*)?", text):  # groups of three
+        above = re.sub(r"[^0-9.]", "", text)
+        below = "1"
+    else:
+        above = text
+        below = "1"
+    for part in (above, below):
+        if not re.fullmatch(r"\s*([0-9]{1,100}(\.[0-9]{0,100})?|\.[0-9]{1,100})\s*", part):
+            return None
+    if Fraction(below) == 0:
+        return None
+    number = Fraction(above) / Fraction(below)
+    return -number if negative else number
+
+
+def remove_unit(text):
+    r"""Text without the units at its end: 48^\circ -> 48    12\text{ cm}^2 -> 12    5\% -> 5    5\text{ or }6 stays."""
+    in_words = r"\\(?:text|textrm|mathrm|mbox|rm)\{[^{}0-9]*[a-zA-Z][^{}0-9]*\}(?:\^\{?-?[0-9]\}?)?"
+    unit = rf"\\?%|\^\{{?\\circ\}}?[CF]?|°[CF]?|\\degrees?|degrees?|percent|/?{in_words}"
+    rest = re.sub(rf"(?:{TEX_SPACE}*(?:{unit}))+$", "", text)
+    words = re.findall("[a-zA-Z]+", text[len(rest) :])
+    if any(word in NO_UNITS for word in words):
+        return text
+    return rest
+
+
 def normalize_answer(answer):
-    r"""A Fraction of a plain number (1,000  .5  1/2  \frac12), else the text without spaces, $, %, \left and \text."""
-    s = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;:! ]|\\?[$%]", "", answer.replace("\u2212", "-").replace("{,}", ","))
-    s = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", s.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
-    s = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", s).removesuffix(".")  # "1 2" is not "12"
-    number = re.sub(r"^([+-]?)\\frac\{?(-?\d+?)\}?\s*\{?(\d+)\}?$", r"\1\2/\3", s)
-    number = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", number)
-    try:
-        return Fraction(number) if re.fullmatch(r"[-+]?[0-9./]{1,100}", number) else s
-    except (ValueError, ZeroDivisionError):  # 1.2.3, 1/0
-        return s
+    r"""What two equal answers share: a Fraction for a plain number, perhaps with a unit, else a text without spaces.
+
+    \text{}, \left, \right, and dollars and percent signs at the ends do not count. Two answers are equal if their
+    normal forms are. Larger questions, such as x+1 against 1+x or 3/2 against 1 1/2, are for --verifier math-verify.
+    """
+    text = answer.replace("\u2212", "-")
+    text = text.replace("\\\\", "\0")  # a row break of a matrix, which must not read as a space
+    text = re.sub(r"\\(left|right)(?![a-zA-Z])", "", text)
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = text.replace("{,}", ",").replace(",\\!", ",")
+    text = re.sub(rf"^(?:{TEX_SPACE}|\\?\$)+", "", text)
+    text = re.sub(rf"(?:{TEX_SPACE}|\\?[$%])*\.?(?:{TEX_SPACE}|\\?[$%])*$", "", text)
+    text = re.sub(r"^\\(?:text|textrm|mathrm|mbox)\{([^{}]*)\}$", r"\1", text).strip()
+    number = read_number(remove_unit(text))
+    if number is not None:
+        return number
+    text = re.sub(r"\\(?:text|textrm|mathrm|mbox)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(TEX_SPACE, " ", text)
+    return re.sub(r"(?<!\d) +| +(?!\d)", "", text)  # "1 2" is not "12"
 
 
 def is_correct(text, answer, verifier="exact"):
@@ -446,7 +577,7 @@ def read_actions(prompt, text):
     A box with no operations left is no action.
     """
     actions = []
-    if not re.fullmatch(r"(\d{1,3}([-+*]\d)+[,?]){2}", prompt):
+    if not re.fullmatch(r"\d{1,3}([-+*]\d)+,\d{1,3}([-+*]\d)+\?", prompt):
         return actions
     operations_left = [len(re.findall(r"[-+*]", chain)) for chain in prompt.split(",")]  # of each chain not finished
     pattern = re.compile(r"\d{1,3}((?:[-+*]\d)+)=(\d{1,3})(; | [a-z]+ )|\\boxed\{([\d,]+)")
@@ -680,26 +811,33 @@ def comparison_table(rlvr, curves, resamples, seed):
     return table
 
 
-def open_run(args):
-    """Make the run folder with its config.json; returns the finished jobs that --resume goes on from, {} at first."""
-    out = Path(args.out)
-    config = out / "config.json"
+def check_run(args):
+    """Raises ValueError, before anything is loaded, for a missing file and for a folder that does not fit --resume."""
+    for flag, path in (("--test", args.test), ("--train", args.train)):
+        if not Path(path).exists():
+            raise ValueError(f"{flag} {path}: no such file")
+    config = Path(args.out) / "config.json"
     if args.resume and not config.exists():
-        raise ValueError(f"--resume: {out} holds no run; leave out --resume to start one there")
+        raise ValueError(f"--resume: {args.out} holds no run; leave out --resume to start one there")
     if config.exists() and not args.resume:
-        raise ValueError(f"{out} holds a run: --resume goes on with it, --out names another folder")
+        raise ValueError(f"{args.out} holds a run: --resume goes on with it, --out or --seed starts another")
     if args.resume:
         before = json.loads(config.read_text())["args"]
         may_change = ["resume", "out", "rows"]
-        for name, value in before.items():
-            if name not in may_change and value != getattr(args, name, None):
-                raise ValueError(
-                    f"--resume: {out} was started with {name} = {value!r}; give the same, or another --out"
-                )
+        now = asdict(args)
+        for name in {**before, **now}:
+            if name not in may_change and before.get(name) != now.get(name):
+                flag = f"--{name.replace('_', '-')} {before.get(name)}"
+                raise ValueError(f"--resume: {args.out} began with {flag}; give the same, or another --out")
+
+
+def open_run(args):
+    """Make the run folder with its config.json; returns the finished jobs that --resume goes on from, {} at first."""
+    out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     about = {"args": asdict(args), "torch": torch.__version__, "transformers": transformers.__version__}
-    config.write_text(json.dumps(about, indent=2) + "\n")
-    if (out / "results.json").exists():
+    (out / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    if args.resume and (out / "results.json").exists():
         return json.loads((out / "results.json").read_text())
     return {}
 
@@ -759,13 +897,14 @@ def draw_curves(path, panels, results, title):
 
 def main(args):
     # ---- models and problems first, so that errors come early
+    check_run(args)
     transformers.utils.logging.disable_progress_bar()
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoded token is a new shape
     out = Path(args.out)
     base, rlvr, tokenizer = load_pair(args.base, args.rlvr, args.device)
-    limit = min(base.config.max_position_embeddings, rlvr.config.max_position_embeddings) - args.max_response
-    test = read_problems(args.test, tokenizer, limit)[: args.problems or None]
-    train = read_problems(args.train, tokenizer, limit)[: args.calibration_problems]
+    context = min(base.config.max_position_embeddings, rlvr.config.max_position_embeddings)
+    test = read_problems(args.test, tokenizer, context, args.max_response)[: args.problems or None]
+    train = read_problems(args.train, tokenizer, context, args.max_response)[: args.calibration_problems]
     results = open_run(args)
 
     # ---- calibrate and decode each criterion
@@ -808,9 +947,10 @@ def main(args):
         "RLVR takes the base's tokens": reverse,
     }
     panels = {name: jobs for name, jobs in panels.items() if jobs}
-    title = f"{args.base} and {args.rlvr}: {len(test)} problems x {args.samples} responses, top-p {args.top_p:g}"
+    pair = f"{short_name(args.base)} and {short_name(args.rlvr)}"
+    title = f"{pair}: {len(test)} problems x {args.samples} responses, top-p {args.top_p:g}"
     draw_curves(out / "replace.png", panels, results, title)
-    print(f"\nfigure and every number are in {out}")
+    print(f"\nwrote {out}: open replace.png; summary.json and results.json have the numbers")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
     python data/prepare.py mmlu-pro --limit 128 --seed 1   # 128 questions drawn at random, as in paper B
     python data/prepare.py math --raw FOLDER               # from FOLDER/SPLIT.jsonl, rows in the data set's own format
 
-A row is {"system": ..., "prompt": ..., "answer": ...}, with the prompt of paper B (arXiv 2510.04028, section 4). Rows
-without an answer and repeated prompts are left out and counted.
+A row is {"system": ..., "prompt": ..., "answer": ...}, with the prompt of paper B (arXiv 2510.04028, appendix C.2). The
+paper has one prompt for all; here that of arc-c and mmlu-pro asks for a letter. Its "mean over three draws of 128" is
+the mean of --seed 1, 2 and 3. With --box-in-system the request for a box is the system line, as in Qwen2.5-Math's and
+Oat-Zero's own prompts. Rows without an answer and repeated prompts are left out and counted.
 
   name           on the hub                         problems                 answer
   gsm8k          openai/gsm8k                       7,473 train, 1,319 test  the text behind ####
@@ -39,27 +41,24 @@ LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 # --------------------------------------------------------- (problem, answer) of a row in the data set's own format
-def last_box(text):
+def extract_answer(text):
     r"""What stands in the last \boxed{...} whose braces are balanced; None if there is none.
 
-    "so $\boxed{\frac{1}{2}}$." -> "\frac{1}{2}". Only the last 20,000 characters are read. \{ and \} are no braces.
+    "so \boxed{\frac{1}{2}}." -> "\frac{1}{2}". Only the last 20,000 characters are read. \{ and \} are no braces.
     """
     text = text[-20_000:]
-    still_open = []  # for each open brace: where the text of its box begins, or None if it opens no box
+    still_open = []  # the braces that are not closed yet, as matches
     last = -1
-    found = None
+    answer = None
     for match in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
-        token = match[0]
-        if token.startswith("\\boxed"):
-            still_open.append(match.end())
-        elif token == "{":
-            still_open.append(None)
-        elif token == "}" and still_open:
-            start = still_open.pop()
-            if start is not None and start > last:
-                last = start
-                found = text[start : match.start()].strip()
-    return found
+        if match[0] == "{" or match[0].startswith("\\boxed"):
+            still_open.append(match)
+        elif match[0] == "}" and still_open:
+            opening = still_open.pop()
+            if opening[0] != "{" and opening.start() > last:  # a box, further on than the last one
+                last = opening.start()
+                answer = text[opening.end() : match.start()].strip()
+    return answer
 
 
 def from_gsm8k(row):
@@ -72,7 +71,7 @@ def from_gsm8k(row):
 
 def from_math(row):
     """(problem, answer) of a row of MATH: the answer is the last box of its solution."""
-    return row["problem"], last_box(row["solution"])
+    return row["problem"], extract_answer(row["solution"])
 
 
 def from_dapo(row):
@@ -180,7 +179,7 @@ def rows_of_hub(source, split):
         yield from load_dataset(source.hub, config, split=split)
 
 
-def make_problems(rows, source):
+def make_problems(rows, source, box_in_system=False):
     """(rows for the scripts, {reason: number of rows left out}) of rows in the data set's own format.
 
     Raises ValueError, which names the row, where a row has another format.
@@ -195,14 +194,18 @@ def make_problems(rows, source):
                 f"row {number} is not in the format of {source.hub}: {type(error).__name__} {error}; "
                 "the data set may have changed"
             ) from None
+        system = SYSTEM
         prompt = f"{str(problem).strip()}\n{source.ask}"
+        if box_in_system:
+            system = source.ask
+            prompt = str(problem).strip()
         answer = "" if answer is None else str(answer).strip()
         if not answer:
             left_out["without an answer"] += 1
         elif prompt in problems:
             left_out["repeated"] += 1
         else:
-            problems[prompt] = {"system": SYSTEM, "prompt": prompt, "answer": answer}
+            problems[prompt] = {"system": system, "prompt": prompt, "answer": answer}
     return list(problems.values()), left_out
 
 
@@ -221,6 +224,7 @@ def main(argv=None):
     parser.add_argument("--raw", default="", help="folder with SPLIT.jsonl files to read instead of the hub")
     parser.add_argument("--limit", type=int, default=0, help="draw N rows of each split at random; 0: all, in order")
     parser.add_argument("--seed", type=int, default=1, help="random seed of --limit")
+    parser.add_argument("--box-in-system", action="store_true", help="ask for the box in the system line (Oat-Zero)")
     args = parser.parse_args(argv)
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit}: want 0 or more")
@@ -230,7 +234,7 @@ def main(argv=None):
             rows = rows_of_file(Path(args.raw) / f"{split_on_hub}.jsonl")
         else:
             rows = rows_of_hub(source, split_on_hub)
-        problems, left_out = make_problems(rows, source)
+        problems, left_out = make_problems(rows, source, args.box_in_system)
         if not problems:
             raise ValueError(
                 f"no row of {args.name}'s split {split_on_hub} has an answer; nothing was written for {split}"

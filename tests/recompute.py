@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 RESULTS = Path(__file__).resolve().parent.parent / "studies" / "results"
 T_QUANTILE = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 6: 2.4469}  # 97.5%, from a printed table
-TWO_AT_ONCE = "leaps_two"  # as the records call it
+TWO_AT_ONCE = "two_at_once"  # as the records call it
 
 
 def five_step_mean(values, step):

@@ -310,7 +310,7 @@ def test_resume_after_a_kill_gives_the_same_run(finished, tmp_path):
     (out / "responses.jsonl").write_text("".join(whole.splitlines(keepends=True)[:12]))  # the first batch
     with pytest.raises(ValueError, match="--resume goes on with it"):
         run(QUICK, out)
-    with pytest.raises(ValueError, match="was started with seed = 1"):
+    with pytest.raises(ValueError, match="began with --seed 1"):
         run(f"{QUICK} --resume --seed 2", out)
     run(f"{QUICK} --resume", out)
     assert (out / "responses.jsonl").read_text() == whole
@@ -352,9 +352,9 @@ def test_bad_responses_are_named(tmp_path, line):
 
 
 BAD_FLAGS = {
-    "--responses nowhere.jsonl": "No such file",
+    "--responses nowhere.jsonl": "no such file",
     "--base tiny/nope": "--base tiny/nope: ",
-    "--max-response 250": "tiny/test.jsonl, line 1: the prompt exceeds",
+    "--max-response 250": "tiny/test.jsonl: no prompt fits into 6 tokens",
     "--resume": "holds no run",
     "--out README.md/run": "Not a directory",
     "--samples 0": "--samples 0: want a number above 0",

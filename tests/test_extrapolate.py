@@ -209,6 +209,7 @@ def test_where_y_comes_from_decides_what_is_resampled(pair):
 
 class Letters:  # a tokenizer: the box of a response holds 0 if its length is even
     eos_token_id = 1
+    chat_template = None
 
     def __len__(self):
         return 40

@@ -80,8 +80,8 @@ def test_response_weights_by_hand_ignore_padding():
     logp_old = torch.tensor([[[-1.0, -1.0, -99.0], [-3.0, -99.0, -99.0]]])
     mask = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])
     ones = torch.ones(1, 2, 3)
-    z = 1 / math.sqrt(2)  # log-perplexities 1 and 3: mean 2, sample standard deviation sqrt(2)
-    assert torch.allclose(reweight_ppl(ones, logp_old, mask, 0.5)[0, :, 0], torch.tensor([1 + 0.5 * z, 1 - 0.5 * z]))
+    # log-perplexities 1 and 3: mean 2, standard deviation 1 with n, so z is -1 and 1
+    assert torch.allclose(reweight_ppl(ones, logp_old, mask, 0.5)[0, :, 0], torch.tensor([1.5, 0.5]))
     assert torch.equal(reweight_ppl(ones, torch.full((1, 2, 3), -0.7), mask, 0.5), ones)
 
 

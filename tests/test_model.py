@@ -92,7 +92,7 @@ def test_temperature_0_is_greedy_and_scored_at_temperature_1():
 
 
 def test_rollout_in_train_mode_with_checkpointing_equals_a_loop_without_cache(model):
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     out = sample(model, group_size=1, temperature=0)
     assert model.training

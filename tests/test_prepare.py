@@ -56,7 +56,7 @@ ROWS = {  # name: (rows in the data set's own format, the answers that should co
 
 def read(path):
     """The rows as the scripts read them; any tokenizer that knows all characters will do."""
-    return dapo.read_problems(path, Plain(), 10_000)
+    return dapo.read_problems(path, Plain(), 10_000, 10)
 
 
 class Plain:
@@ -104,7 +104,7 @@ def test_each_format_is_read_and_every_row_is_accounted_for(tmp_path, capsys, na
     ],
 )
 def test_the_last_box_of_a_solution(text, found):
-    assert prepare.last_box(text) == found
+    assert prepare.extract_answer(text) == found
 
 
 def test_dapo_prompts_lose_their_own_instructions_and_choices_get_letters():
@@ -152,11 +152,11 @@ def test_a_system_text_stands_before_the_prompt(tmp_path):
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
     lines = ['{"prompt": "1+1?", "answer": "2"}', '{"system": "7", "prompt": "1+1?", "answer": "2"}']
     (tmp_path / "p.jsonl").write_text("\n".join(lines) + "\n")
-    plain, behind = (problem["ids"] for problem in dapo.read_problems(tmp_path / "p.jsonl", tokenizer, 99))
+    plain, behind = (problem["ids"] for problem in dapo.read_problems(tmp_path / "p.jsonl", tokenizer, 256, 99))
     assert behind == [start, *tokenizer("7")["input_ids"], *plain]
 
 
 def test_a_system_text_must_be_a_string(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "1", "answer": "1", "system": 3}\n')
     with pytest.raises(ValueError, match=r"p\.jsonl, line 1"):
-        dapo.read_problems(tmp_path / "p.jsonl", AutoTokenizer.from_pretrained(ROOT / "tiny" / "base"), 99)
+        dapo.read_problems(tmp_path / "p.jsonl", AutoTokenizer.from_pretrained(ROOT / "tiny" / "base"), 256, 99)

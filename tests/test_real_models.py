@@ -114,17 +114,16 @@ def test_weights_of_a_bf16_file_are_loaded_in_fp32(pair):
 def test_prompts_are_in_the_chat_template_with_special_tokens_once(pair):
     tokenizer = AutoTokenizer.from_pretrained(pair / "base")
     file = pair / "problems.jsonl"
-    rows = [row["ids"] for row in dapo.read_problems(file, tokenizer, 2000)]
+    rows = [row["ids"] for row in dapo.read_problems(file, tokenizer, 2000, 1)]
     texts = [tokenizer.decode(row) for row in rows]
     asked = "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
     assert texts[0] == f"<|im_start|>system\n{SYSTEM}<|im_end|>\n{asked}"
     assert texts[1].startswith("<|im_start|>system\nAnswer in a box.<|im_end|>\n<|im_start|>user\nWhat is six")
     assert "😀" in texts[2] and len(rows[1]) > 4 * len(rows[0])
     assert rows[0].count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
-    with pytest.raises(ValueError, match=r"line 2: the prompt exceeds 100 tokens"):
-        dapo.read_problems(file, tokenizer, 100)
+    assert len(dapo.read_problems(file, tokenizer, 100, 1)) == len(rows) - 1  # the second prompt is too long
     tokenizer.chat_template = None
-    plain = [tokenizer.decode(row["ids"]) for row in dapo.read_problems(file, tokenizer, 2000)]
+    plain = [tokenizer.decode(row["ids"]) for row in dapo.read_problems(file, tokenizer, 2000, 1)]
     assert plain[0] == "1+1?" and plain[1].startswith("Answer in a box.\n\nWhat is six")
 
 
@@ -134,7 +133,7 @@ def test_rollouts_end_at_either_id_and_never_draw_padding(pair):
     tokenizer = AutoTokenizer.from_pretrained(pair / "base")
     model = dapo.load_model(pair / "base", "cpu")
     model.get_output_embeddings().weight[[0, 2]] *= 5  # ends come sooner
-    problems = dapo.read_problems(pair / "problems.jsonl", tokenizer, 2000)
+    problems = dapo.read_problems(pair / "problems.jsonl", tokenizer, 2000, 1)
     args = SimpleNamespace(verifier="exact", max_response=25, overlong_buffer=8)
     generator = torch.Generator().manual_seed(0)
     sampled = dapo.sample_and_check(model, tokenizer, problems, 8, 1.0, 1.0, generator, args)

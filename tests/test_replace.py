@@ -162,7 +162,7 @@ def test_criteria_equal_float64_by_hand_and_ignore_ids_that_both_models_exclude(
 def test_calibrated_thresholds_match_their_ratios_within_10_percent():
     with contextlib.chdir(ROOT):
         base, rlvr, tokenizer = replace.load_pair("tiny/base", "tiny/rlvr", "cpu")
-        problems = replace.read_problems("tiny/train.jsonl", tokenizer, 128)
+        problems = replace.read_problems("tiny/train.jsonl", tokenizer, 256, 128)
     args = replace.Args(ratios="0.2", rows=2000, device="cpu")
     points = curve_points("dlogp", 7, base, rlvr, tokenizer, problems[:24], problems[1000:1040], args)
     (point,) = points
@@ -282,7 +282,7 @@ def test_29_resume_after_a_kill_gives_the_same_bytes(finished, tmp_path):
     (out / "results.tmp").write_text('{"base and')
     with pytest.raises(ValueError, match="holds a run: --resume goes on"):
         run(QUICK, out)
-    with pytest.raises(ValueError, match="was started with seed = 1"):
+    with pytest.raises(ValueError, match="began with --seed 1"):
         run(QUICK, out, "--resume", "--seed", "2")
     run(QUICK, out, "--resume")
     for name in ("results.json", "summary.json"):
@@ -304,7 +304,7 @@ def test_one_problem_one_sample_one_token(tmp_path):
         ("--ratios 0.1,x", "want numbers with commas between them, not '0.1,x'"),
         ("--ratios 0.1,1", "--ratios 0.1,1: want numbers between 0 and 1"),
         ("--samples 0", "--samples 0: want a number above 0"),
-        ("--max-response 250", "tiny/test.jsonl, line 1: the prompt exceeds 6 tokens"),
+        ("--max-response 250", "tiny/test.jsonl: no prompt fits into 6 tokens"),
         ("--resume", "holds no run"),
     ],
 )

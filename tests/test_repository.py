@@ -26,7 +26,7 @@ def script(name):
 # -------------------------------------------------------------------------------------------------------- the scripts
 @each_script
 def test_a_script_imports_nothing_of_ours_and_no_heavy_peers(name):
-    allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "safetensors", "numpy", "matplotlib", "tqdm"}
+    allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "jinja2", "numpy", "matplotlib", "tqdm"}
     for node in ast.walk(TREES[name]):
         imported = []
         if isinstance(node, ast.Import):
@@ -57,14 +57,15 @@ def test_importing_a_script_does_nothing(tmp_path):
 
 
 VERSIONS = {  # how many texts a name has over the scripts; what is not here has one, wherever it stands
-    "Args": 6,
+    "Args": 5,  # toy_bandit.py has none
     "main": 6,
     "parse_args": 2,  # toy_bandit.py needs no transformers
     "Response": 3,
     "sample_and_check": 2,
-    "evaluate": 2,
+    "check_run": 3,
     "open_run": 3,
     "draw_curves": 2,
+    "parse_numbers": 2,
     "decode_two": 2,
 }
 
@@ -97,7 +98,7 @@ def test_help_has_the_first_line_of_the_docstring_and_explains_every_flag(name, 
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert script(name).__doc__.splitlines()[0] in shown
-    for field in dataclasses.fields(script(name).Args):
+    for field in dataclasses.fields(script(name).Args) if hasattr(script(name), "Args") else ():
         flag = f"--{field.name.replace('_', '-')}"
         assert flag in shown
         if "help" in field.metadata:
@@ -111,6 +112,7 @@ def test_a_student_adds_a_flag_in_one_line(name, field, capsys):
     source = (ROOT / name).read_text()
     assert source.count("class Args:\n") == 1
     module = types.ModuleType("changed")
+    module.__file__ = str(ROOT / name)
     sys.modules["changed"] = module  # dataclasses look there
     exec(
         compile(source.replace("class Args:\n", f"class Args:\n    {field}  # 5% of it\n"), name, "exec"), vars(module)
@@ -158,8 +160,9 @@ def test_every_command_of_every_page_is_one(command):
 def test_every_flag_that_a_page_names_exists():
     known = {"--index-url", "--num_processes", "--cpu"}  # of pip and of accelerate
     for name in NAMES:
-        known |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(script(name).Args)}
-    for path in ROOT.glob("*/**/*.py"):
+        if hasattr(script(name), "Args"):
+            known |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(script(name).Args)}
+    for path in ROOT.glob("**/*.py"):
         known.update(re.findall(r'"(--[a-z][a-z-]*)"', path.read_text()))
     for page in PAGES:
         for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text()):

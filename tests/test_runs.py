@@ -195,7 +195,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weigh
     monkeypatch.setattr(dapo, "dapo_loss", broken)
     out = shutil.copytree(whole.parent / "after-0", whole.parent / "not-finite")
     before = (out / "checkpoint.pt").read_bytes()
-    with pytest.raises(RuntimeError, match="non-finite"):
+    with pytest.raises(ValueError, match="the gradient is not finite"):
         run(problems, out, "--steps 1 --save-every 2 --resume")
     assert (out / "checkpoint.pt").read_bytes() == before and not (out / "model").exists()
 
@@ -224,13 +224,13 @@ BAD = {  # flags, and what the sentence says
     "--train nowhere.jsonl": "nowhere.jsonl",
     "--train tiny": "'tiny'",
     "--test {tmp}/notjson.jsonl": "notjson.jsonl, line 2: want",
-    "--train {tmp}/surrogate.jsonl": "surrogate.jsonl, line 1: want",
-    "--train {tmp}/latin.jsonl": "latin.jsonl, line 1: want",
-    "--train {tmp}/long.jsonl": "long.jsonl, line 1: the prompt exceeds",
-    "--train {tmp}/letters.jsonl": "letters.jsonl, line 1: the prompt has characters",
+    "--train {tmp}/surrogate.jsonl": 'surrogate.jsonl, line 1: "prompt" is not UTF-8',
+    "--train {tmp}/latin.jsonl": 'latin.jsonl, line 1: "answer" is not UTF-8',
+    "--train {tmp}/long.jsonl": "long.jsonl: no prompt fits into 224 tokens",
+    "--train {tmp}/letters.jsonl": 'letters.jsonl, line 1: "prompt" has characters',
     "--model tiny/nothing": "--model tiny/nothing",
     "--model tiny": "--model tiny: ",
-    "--model {tmp}/pickled": "model.safetensors",
+    "--model {tmp}/pickled": "its weights are not in .safetensors files",
     "--verifier math-verify": "math_verify",
     "--overlong-buffer 99": "--overlong-buffer",
     "--rollout-top-p 0": "--rollout-top-p 0.0",
@@ -238,9 +238,9 @@ BAD = {  # flags, and what the sentence says
     "--out {tmp}/good.jsonl/run": "good.jsonl",
     "--out {tmp}/full": "No space left",
     "--out {tmp}/full-later": "No space left",
-    "--out {tmp}/older": "--resume goes on with it, --out names another",
-    "--out {tmp}/older --resume": "was started with removed_flag = 'auto'",
-    "--out {tmp}/other --resume --lr 1e-3": "was started with lr = 0.0002",
+    "--out {tmp}/older": "--resume goes on with it, --out or --seed starts another",
+    "--out {tmp}/older --resume": "began with --removed-flag auto",
+    "--out {tmp}/other --resume --lr 1e-3": "began with --lr 0.0002",
     "--resume": "holds no run",
 }
 

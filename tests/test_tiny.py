@@ -91,7 +91,7 @@ def test_problem_files_are_what_the_seed_makes(tokenizer):
     long = make_tiny.draw_problems(rng, 500, (8,), seen)
     train = make_tiny.draw_problems(rng, 8000, make_tiny.LENGTHS, set(seen))
     for name, problems in (("train", train), ("test", test), ("long", long)):
-        rows = read_problems(TINY / f"{name}.jsonl", tokenizer, 99)
+        rows = read_problems(TINY / f"{name}.jsonl", tokenizer, 256, 99)
         expected = [(make_tiny.prompt_of(problem), make_tiny.answer_of(problem)) for problem in problems]
         assert [(row["prompt"], row["answer"]) for row in rows] == expected
         assert [tokenizer.decode(row["ids"]) for row in rows] == ["<|im_start|>" + row["prompt"] for row in rows]
