@@ -13,7 +13,7 @@ The equations, tagged (1) to (8) in the code:
   (2) A_i = (R_i - mean R) / std R over the G responses to one prompt, the same for every token         DAPO eq. 9
   (3) A_it <- (1 + alpha (1 - pi_old(y_it))) A_it        --reweight low-prob                            paper A, 4.2
   (4) A_it <- (alpha pi_old(y_it) + 1 - alpha) A_it      --reweight dominate                            arXiv 2505.12929
-  (5) A_i  <- (1 - alpha z_i) A_i                        --reweight ppl                                 Deng et al. 2025
+  (5) A_i  <- (1 - alpha z_i) A_i                        --reweight ppl                                 arXiv 2508.02260
       z_i: the log-perplexity of response i, normalised in its group as R_i is in (2)
   (6) w_it = pi(y_it) / pi_old(y_it)                                                                    DAPO eq. 9
   (7) J = 1/n sum_i sum_t min(w_it A_it, clip(w_it, 1 - eps_low, 1 + eps_high) A_it)                    DAPO eq. 8

@@ -16,12 +16,13 @@ The equations, tagged (1) to (9) in the code:
   (5) J = 1/G sum_i 1/|y_i| sum_t min(w_it A_i, clip(w_it, 1 - eps, 1 + eps) A_i)                     GRPO
   (6) w_i = exp(1/|y_i| sum_t log(pi(y_it) / pi_old(y_it))), and (5) with w_i for every w_it          GSPO
   (7) - beta KL(pi || pi_ref), estimated by pi_ref/pi - log(pi_ref/pi) - 1 for each token ("k3")      GRPO
-  (8) + c H: entropy bonus, the mean over tokens of the full-vocabulary entropy                       paper B, section 4
+  (8) + c H: entropy bonus, the entropy of each token over the full vocabulary                        paper B, app. C.2
   (9) pass@k = E_x[1 - C(n - c, k) / C(n, k)], c of n responses right                                 paper B, section 4
 
 Differences from paper B:
   - The defaults are sized for the tiny model (docs/grpo_n.md has the paper's, and the sweep that chose the rates).
-  - k3 is averaged per sequence, like (5). GSPO's own paper clips w_i at --eps-low 3e-4 --eps-high 4e-4, B at 0.2.
+  - (7) and (8) are averaged like (5), over a response's tokens, then over responses; the paper does not say how.
+  - GSPO's own paper clips w_i at --eps-low 3e-4 --eps-high 4e-4, paper B at 0.2.
   - All is fp32, on a GPU too, and one model samples and is trained: bf16 would round updates of 1e-6 away, so that
     neither the samples nor the ratio would show them (docs/gpu.md).
   - The old log-probs are not the rollout's, which rounds differently. They are computed by the function and on the
@@ -158,14 +159,25 @@ def kl_k3(logp, logp_ref):
 
 
 def grpo_loss(
-    logp, logp_old, adv, mask, eps_low=0.2, eps_high=0.2, logp_ref=None, kl_coef=0.0, n_sequences=None, gspo=False
+    logp,
+    logp_old,
+    adv,
+    mask,
+    eps_low=0.2,
+    eps_high=0.2,
+    logp_ref=None,
+    kl_coef=0.0,
+    entropy=None,
+    entropy_coef=0.0,
+    n_sequences=None,
+    gspo=False,
 ):
     """Sequence-mean clipped objective (GRPO; GSPO), negated -> (loss, stats).
 
-    logp, logp_old, adv, mask, logp_ref: (N, T) each; mask is 1 on response tokens, of any dtype. Each response is
-    averaged over its own tokens, then responses over n_sequences, default N. For a micro-batch, pass the number of its
-    whole optimiser step: then the gradients and stats of the micro-batches add up to those of the step. With
-    kl_coef > 0 the k3-KL to logp_ref is added.
+    logp, logp_old, adv, mask, logp_ref, entropy: (N, T) each; mask is 1 on response tokens, of any dtype. Each response
+    is averaged over its own tokens, then responses over n_sequences, default N. For a micro-batch, pass the number of
+    its whole optimiser step: then the gradients and stats of the micro-batches add up to those of the step. With
+    kl_coef > 0 the k3-KL to logp_ref is subtracted from the objective; entropy_coef times the entropy is added to it.
     stats, weighted like the loss: clip_low and clip_high, the shares whose gradient the clip set to zero; ratio; kl,
     the k3 estimate of KL(old || new), in nats; kl_ref. Raises ValueError where the shapes differ.
     """
@@ -196,6 +208,8 @@ def grpo_loss(
     if kl_coef > 0:
         per_token["kl_ref"] = kl_k3(logp, logp_ref.masked_fill(outside, 0.0))
         objective = objective - kl_coef * per_token["kl_ref"]
+    if entropy_coef > 0:
+        objective = objective + entropy_coef * entropy  # (8)
     loss = -(objective * weight).sum()
     stats = {name: (x.detach() * weight).sum() for name, x in per_token.items()}
     return loss, stats
@@ -923,7 +937,6 @@ def main(args):
             totals = {"grad_norm": 0.0}
             for micro_batches in mini_batches:
                 n_sequences = sum(len(rows) for rows, _ in micro_batches)
-                n_tokens = sum(mask[rows].sum() for rows, _ in micro_batches)
                 for rows, width in micro_batches:
                     inputs = (tokens[rows, :width], mask[rows, :width], args.temperature, len(tokenizer))
                     logp, entropy = token_logprobs(policy, *inputs)
@@ -936,10 +949,11 @@ def main(args):
                         args.eps_high,
                         logp_ref[rows, :width],
                         args.kl_coef,
+                        entropy,
+                        args.entropy_coef,
                         n_sequences,
                         gspo=args.algorithm.startswith("gspo"),
                     )
-                    loss = loss - args.entropy_coef * entropy.sum() / n_tokens  # (8)
                     loss.backward()
                     stats["loss"] = loss.detach()
                     for name, value in stats.items():

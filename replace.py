@@ -10,13 +10,15 @@ The equations, tagged (1) to (5) in the code. A criterion scores the token y tha
 the score is above a threshold:
   (1) dlogp          -dlogp(y), where dlogp(y) = log pi_RL(y) - log pi_base(y)                          Algorithm 1
   (2) entropy        H(pi_base); entropy-rlvr: H(pi_RL)                                                 Algorithm 1
-  (3) kl             (KL(RL||base) + KL(base||RL)) / 2; kl-forward: the first, kl-reverse: the second   appendix A.2
+  (3) kl             (KL(RL||base) + KL(base||RL)) / 2; kl-forward: the first, kl-reverse: the second   3.2; A.2
   (4) random         a uniform number between 0 and 1                                                   Algorithm 1
   (5) replacement    y ~ pi_RL                                                                          Algorithm 1
 Thresholds are calibrated on other problems, so that all criteria replace the same shares of tokens.
 
 Differs from the released code: distributions are over the full vocabulary; there they are 50 log-probs of each model.
-Each row and position has noise of its own; there every one-token request has the same seed. Top-p is 1, not 0.7.
+There a token can only be replaced by one of the base's likeliest 50. Each row and position has noise of its own; there
+every one-token request has the same seed. The ratio pools all tokens; there it is the mean of each response's own
+ratio. Top-p is 1, not 0.7.
 All is fp32, on a GPU too: in bf16 the threshold dlogp < -0.1 would be wrong at 9% of the tokens (docs/gpu.md).
 
     python replace.py                                    # tiny pair on two CPU cores, 7 minutes

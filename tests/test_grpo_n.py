@@ -194,12 +194,22 @@ def test_four_algorithms(whole, problems, tmp_path):
     assert first["gspo-n"]["active"] == first["grpo-n"]["active"] and first["gspo"]["active"] == first["grpo"]["active"]
 
 
-def test_the_entropy_bonus_is_the_mean_over_the_tokens_of_the_optimiser_step(problems, tmp_path):
-    """Equation (8): c times the entropy of what was sampled, as there is one update, and no response is left out."""
+def test_the_entropy_bonus_is_averaged_like_the_loss():
+    """Equation (8): over the tokens of a response, then over responses; padding does not count."""
+    mask = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
+    entropy = torch.tensor([[1.0, 2.0, 3.0, 2.0], [4.0, 9.0, 9.0, 9.0]], requires_grad=True)
+    zeros = torch.zeros(2, 4)
+    loss, _ = grpo_loss(zeros, zeros, zeros, mask, entropy=entropy, entropy_coef=0.5)
+    assert loss.item() == pytest.approx(-0.5 * (2.0 + 4.0) / 2)
+    (gradient,) = torch.autograd.grad(loss, entropy)
+    assert torch.allclose(gradient, -0.5 * torch.tensor([[0.125] * 4, [0.5, 0.0, 0.0, 0.0]]))
+
+
+def test_the_entropy_bonus_reaches_the_loss(problems, tmp_path):
     off = run(problems, tmp_path / "off", "--steps 1 --passk-samples 0 --entropy-coef 0")[1]
     on = run(problems, tmp_path / "on", "--steps 1 --passk-samples 0 --entropy-coef 0.5")[1]
     assert off["entropy"] == on["entropy"] > 0.1
-    assert off["loss"] - on["loss"] == pytest.approx(0.5 * off["entropy"], rel=1e-4)
+    assert 0.5 * 0.5 * off["entropy"] < off["loss"] - on["loss"] < 0.5 * 2 * off["entropy"]  # another mean of it
 
 
 def test_steps_0_evaluates_a_checkpoint(problems, tmp_path):
