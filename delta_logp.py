@@ -1,4 +1,4 @@
-"""What RLVR changed, token by token: the signed log-probability difference between a base model and its RLVR model.
+r"""What RLVR changed, token by token: the signed log-probability difference between a base model and its RLVR model.
 
 What it shows: both models answer the same problems, and both score every token of both answers. Entropy and KL say
 where the models differ; dlogp also says in which direction. Most tokens have not changed at all. In the tiny world
@@ -28,7 +28,7 @@ Differences from the paper:
 
     python delta_logp.py                       # tiny pair on two CPU cores, under a minute
     python delta_logp.py --check               # the lemma (4) against autograd, on the RLVR model's own logits
-    python delta_logp.py --base Qwen/Qwen2.5-Math-1.5B --rlvr sail/Qwen2.5-Math-1.5B-Oat-Zero \\
+    python delta_logp.py --base Qwen/Qwen2.5-Math-1.5B --rlvr sail/Qwen2.5-Math-1.5B-Oat-Zero \
         --data data/math500/test.jsonl --max-response 2048 --micro-batch 8                                    # one GPU
 """
 
@@ -264,7 +264,7 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
 
 
 def end_ids(tokenizer, *models):
-    """The ids that end a response: the tokenizer's, those of each model, and the one that the chat template puts there.
+    """The ids that end a response: the tokenizer's, each model's, and the one that ends a turn of the chat template.
 
     A base model may end with <|endoftext|> alone, and run on after the <|im_end|> of a template that it was given.
     """
@@ -287,8 +287,8 @@ def rollout(
 ):
     """Sample group_size responses to each of B prompts, with the log-prob of every token.
 
-    prompts: lists of ids. eos_ids: the ids that end a response. n_vocab: ids from there on, which pad the embedding
-    matrix, are never drawn. temperature, top_p, generator: as in sample_tokens; no other setting counts.
+    prompts: lists of ids. eos_ids: the ids that end a response. n_vocab: ids at or above it only pad the embedding
+    matrix and are never drawn. temperature, top_p, generator: as in sample_tokens; generation_config has no say.
     Returns a dict of tensors, N = B * group_size rows in group order, T tokens of the longest response:
       tokens (N, T), the ending id included; mask (N, T), 1 on response tokens; logp and entropy (N, T), of the full
       softmax, in nats; finished (N,), False where max_new_tokens cut the response.
@@ -498,7 +498,7 @@ NO_UNITS = (  # words behind a number that change it
 def read_number(text):
     r"""A plain number as a Fraction; None for any other text.
 
-    -.50 = -1/2    1,000 = 1\,000 = 1000    1/2 = \frac{1}{2} = \frac12; but 1, 200  0,500  2 1/2 are no plain numbers.
+    -.50 = -1/2;  1,000 = 1\,000 = 1000;  1/2 = \frac{1}{2} = \frac12. None for "1, 200", for "0,500", for "2 1/2".
     """
     negative = text.startswith("-")
     if text.startswith(("-", "+")):

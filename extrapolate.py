@@ -1,4 +1,4 @@
-"""Extrapolation: why going beyond RLVR in its own direction should help, and whether it does, without any training.
+r"""Extrapolation: why going beyond RLVR in its own direction should help, and whether it does, without any training.
 
 What it shows: `--theorem` trains tabular softmax policies by natural policy gradient and goes on in the same direction.
 The expected reward rises, always. Then it shows where that guarantee ends. Without the flag, two models decode one
@@ -22,7 +22,7 @@ All is fp32, on a GPU too: in bf16 the threshold dlogp < -0.1 would be wrong at 
 
     python extrapolate.py --theorem                      # the theorem and where it ends: seconds on a CPU
     python extrapolate.py                                # tiny pair on two CPU cores, 6 minutes
-    python extrapolate.py --base Qwen/Qwen2.5-Math-1.5B --rlvr sail/Qwen2.5-Math-1.5B-Oat-Zero --top-p 0.7 \\
+    python extrapolate.py --base Qwen/Qwen2.5-Math-1.5B --rlvr sail/Qwen2.5-Math-1.5B-Oat-Zero --top-p 0.7 \
         --test data/math500/test.jsonl --train data/math/train.jsonl --max-response 2048 --rows 96       # one GPU
 """
 
@@ -355,7 +355,7 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
 
 
 def end_ids(tokenizer, *models):
-    """The ids that end a response: the tokenizer's, those of each model, and the one that the chat template puts there.
+    """The ids that end a response: the tokenizer's, each model's, and the one that ends a turn of the chat template.
 
     A base model may end with <|endoftext|> alone, and run on after the <|im_end|> of a template that it was given.
     """
@@ -582,7 +582,7 @@ NO_UNITS = (  # words behind a number that change it
 def read_number(text):
     r"""A plain number as a Fraction; None for any other text.
 
-    -.50 = -1/2    1,000 = 1\,000 = 1000    1/2 = \frac{1}{2} = \frac12; but 1, 200  0,500  2 1/2 are no plain numbers.
+    -.50 = -1/2;  1,000 = 1\,000 = 1000;  1/2 = \frac{1}{2} = \frac12. None for "1, 200", for "0,500", for "2 1/2".
     """
     negative = text.startswith("-")
     if text.startswith(("-", "+")):

@@ -1,4 +1,4 @@
-"""GRPO and GSPO, and learning from mistakes alone: only relative-negative responses give a gradient (GRPO-N, GSPO-N).
+r"""GRPO and GSPO, and learning from mistakes alone: only relative-negative responses give a gradient (GRPO-N, GSPO-N).
 
 What it shows: an algorithm that only lowers what failed does not tell the policy what to repeat. The logit of a failed
 token falls, and all others rise in proportion to their probability. So the entropy need not collapse. `--algorithm
@@ -23,15 +23,15 @@ Differences from paper B:
   - The defaults are sized for the tiny model (docs/grpo_n.md has the paper's, and the sweep that chose the rates).
   - (7) and (8) are averaged like (5), over a response's tokens, then over responses; the paper does not say how.
   - GSPO's own paper clips w_i at --eps-low 3e-4 --eps-high 4e-4, paper B at 0.2.
-  - All is fp32, on a GPU too, and one model samples and is trained: bf16 would round updates of 1e-6 away, so that
-    neither the samples nor the ratio would show them (docs/gpu.md).
-  - The old log-probs are not the rollout's, which rounds differently. They are computed by the function and on the
-    micro-batches of the update, so that in the first optimiser step of a training step every ratio is exactly 1.
+  - All is fp32, on a GPU too, and the model that samples is the one that is trained. In bf16 a weight update of 1e-6
+    would be rounded away: neither the samples nor the ratio would change (docs/gpu.md).
+  - The old log-probs are not the rollout's: decoding with a cache rounds differently. `token_logprobs` computes them
+    anew before the update, on its micro-batches. So in the first optimiser step of a step every ratio is exactly 1.
 
     python grpo_n.py                                     # GRPO on the tiny Qwen3, two CPU cores
     python grpo_n.py --algorithm grpo-n --out runs/grpo_n/grpo-n
     python grpo_n.py --steps 0 --model tiny/rlvr --out runs/grpo_n/evaluate-rlvr        # pass@k of a checkpoint
-    python grpo_n.py --model Qwen/Qwen2.5-0.5B-Instruct --train data/math/train.jsonl --test data/math500/test.jsonl \\
+    python grpo_n.py --model Qwen/Qwen2.5-0.5B-Instruct --train data/math/train.jsonl --test data/math500/test.jsonl \
         --max-response 1024 --lr 1e-6 --micro-batch 8 --gradient-checkpointing          # one GPU
 """
 
@@ -135,7 +135,7 @@ def group_advantages(rewards):
     """Rewards normalised in their group: (B, G) -> (B, G). Equal rewards give exactly 0."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
-    advantages = centred / (std + 1e-6)  # (2), with n - 1 and 1e-6 as in the released code
+    advantages = centred / (std + 1e-6)  # (2); its std divides by G - 1; that and 1e-6 as released
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
     return advantages.masked_fill(equal, 0.0)  # rounding would leave tiny values
 
@@ -282,7 +282,7 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
 
 
 def end_ids(tokenizer, *models):
-    """The ids that end a response: the tokenizer's, those of each model, and the one that the chat template puts there.
+    """The ids that end a response: the tokenizer's, each model's, and the one that ends a turn of the chat template.
 
     A base model may end with <|endoftext|> alone, and run on after the <|im_end|> of a template that it was given.
     """
@@ -305,8 +305,8 @@ def rollout(
 ):
     """Sample group_size responses to each of B prompts, with the log-prob of every token.
 
-    prompts: lists of ids. eos_ids: the ids that end a response. n_vocab: ids from there on, which pad the embedding
-    matrix, are never drawn. temperature, top_p, generator: as in sample_tokens; no other setting counts.
+    prompts: lists of ids. eos_ids: the ids that end a response. n_vocab: ids at or above it only pad the embedding
+    matrix and are never drawn. temperature, top_p, generator: as in sample_tokens; generation_config has no say.
     Returns a dict of tensors, N = B * group_size rows in group order, T tokens of the longest response:
       tokens (N, T), the ending id included; mask (N, T), 1 on response tokens; logp and entropy (N, T), of the full
       softmax, in nats; finished (N,), False where max_new_tokens cut the response.
@@ -513,7 +513,7 @@ NO_UNITS = (  # words behind a number that change it
 def read_number(text):
     r"""A plain number as a Fraction; None for any other text.
 
-    -.50 = -1/2    1,000 = 1\,000 = 1000    1/2 = \frac{1}{2} = \frac12; but 1, 200  0,500  2 1/2 are no plain numbers.
+    -.50 = -1/2;  1,000 = 1\,000 = 1000;  1/2 = \frac{1}{2} = \frac12. None for "1, 200", for "0,500", for "2 1/2".
     """
     negative = text.startswith("-")
     if text.startswith(("-", "+")):
@@ -832,15 +832,29 @@ def save_checkpoint(path, state):
 def draw_curves(path, rows, title):
     """Draw what the rows of metrics.jsonl have, of either trainer, over training steps."""
     panels = {
-        "share of responses right": ("accuracy", "test/accuracy", "test/pass@1", "test/greedy"),
-        "entropy (nats per token)": ("entropy", "test/entropy", "test/token_entropy"),
-        "response length (tokens)": ("length", "test/length"),
-        "actions in a training response": ("one_at_a_time", "two_at_once", "guess"),
+        "share of responses right": {
+            "accuracy": "training rollouts",
+            "test/accuracy": "test problems",
+            "test/pass@1": "test problems",
+            "test/greedy": "test problems, greedy",
+        },
+        "entropy (nats per token)": {
+            "entropy": "training rollouts",
+            "test/entropy": "test problems",
+            "test/token_entropy": "test problems",
+        },
+        "response length (tokens)": {"length": "training rollouts", "test/length": "test problems"},
+        "actions in a training response": {
+            "one_at_a_time": "one at a time",
+            "two_at_once": "two at once",
+            "guess": "guess",
+        },
     }
-    colors = {"one_at_a_time": "tab:orange", "two_at_once": "tab:blue", "guess": "tab:green"}
+    colors = {"training rollouts": "tab:gray", "test problems": "black", "test problems, greedy": "tab:red"}
+    colors.update({"one at a time": "tab:orange", "two at once": "tab:blue", "guess": "tab:green"})
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axis, (name, keys) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        for key in keys:
+        for key, label in keys.items():
             measured = [row for row in rows if key in row]
             if not measured:
                 continue
@@ -848,10 +862,13 @@ def draw_curves(path, rows, title):
             values = [row[key] for row in measured]
             half_widths = [row.get(f"{key}_ci95", 0.0) for row in measured]
             line = "o-" if key.startswith("test/") else "-"
-            axis.errorbar(steps, values, half_widths, fmt=line, ms=3, lw=1.2, label=key, color=colors.get(key))
-        axis.set(title=name, xlabel="training step", ylim=(0, None))
-        axis.grid(alpha=0.3)
-        axis.legend(handles=axis.containers)
+            axis.errorbar(steps, values, half_widths, fmt=line, ms=3, lw=1.2, label=label, color=colors[label])
+        if axis.containers:
+            axis.set(title=name, xlabel="training step", ylim=(0, None))
+            axis.grid(alpha=0.3)
+            axis.legend(handles=axis.containers)
+        else:  # other data than the tiny world's has no actions
+            axis.axis("off")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 

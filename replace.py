@@ -1,4 +1,4 @@
-"""Selective token replacement: how few of RLVR's tokens must the base model take to become as good?
+r"""Selective token replacement: how few of RLVR's tokens must the base model take to become as good?
 
 What it shows: two models decode one response. The base draws every token. Where a criterion fires, the token is
 resampled from the RLVR model, and both models go on from the same prefix. The criterion that needs the fewest
@@ -22,7 +22,7 @@ ratio. Top-p is 1, not 0.7.
 All is fp32, on a GPU too: in bf16 the threshold dlogp < -0.1 would be wrong at 9% of the tokens (docs/gpu.md).
 
     python replace.py                                    # tiny pair on two CPU cores, 7 minutes
-    python replace.py --base Qwen/Qwen2.5-Math-1.5B --rlvr sail/Qwen2.5-Math-1.5B-Oat-Zero --top-p 0.7 \\
+    python replace.py --base Qwen/Qwen2.5-Math-1.5B --rlvr sail/Qwen2.5-Math-1.5B-Oat-Zero --top-p 0.7 \
         --test data/math500/test.jsonl --train data/math/train.jsonl --max-response 2048 --rows 96           # one GPU
 """
 
@@ -255,7 +255,7 @@ def sample_tokens(logits, temperature=1.0, top_p=1.0, generator=None):
 
 
 def end_ids(tokenizer, *models):
-    """The ids that end a response: the tokenizer's, those of each model, and the one that the chat template puts there.
+    """The ids that end a response: the tokenizer's, each model's, and the one that ends a turn of the chat template.
 
     A base model may end with <|endoftext|> alone, and run on after the <|im_end|> of a template that it was given.
     """
@@ -483,7 +483,7 @@ NO_UNITS = (  # words behind a number that change it
 def read_number(text):
     r"""A plain number as a Fraction; None for any other text.
 
-    -.50 = -1/2    1,000 = 1\,000 = 1000    1/2 = \frac{1}{2} = \frac12; but 1, 200  0,500  2 1/2 are no plain numbers.
+    -.50 = -1/2;  1,000 = 1\,000 = 1000;  1/2 = \frac{1}{2} = \frac12. None for "1, 200", for "0,500", for "2 1/2".
     """
     negative = text.startswith("-")
     if text.startswith(("-", "+")):

@@ -17,8 +17,8 @@ The equations, tagged (1) to (6) in the code; pi = softmax(z / temperature), in 
 Differs from the paper: its listing says "Apply Adam update" but prints (6). Both are here; plain ascent is the default.
 Its panels name no rewards and no start; ours do. As (5) subtracts the samples' own mean, (6) averages 1 - 1/G of (2).
 It writes delta z both for the update and for eta times the gradient; here dz is the update, which the kernel K changes
-where the logits are not the parameters. Its printed softmax sums over j != i, which is no distribution; ours is exp(z_i)
-over the sum of all.
+where the logits are not the parameters. Its printed softmax sums over j != i, which is no distribution; ours sums over
+all j.
 
     python toy_bandit.py              # one bandit, its picture and a table: two seconds on one core
     python toy_bandit.py --figures    # the paper's figures 1, 5, 6, 7, and Adam, and one sign of advantage: a minute
@@ -49,7 +49,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--rewards", type=parse_numbers, default=REWARDS, help="reward of each action, such as 0.5,1,0")
     parser.add_argument("--policy", type=parse_numbers, default=POLICY, help="probability of each action at the start")
-    parser.add_argument("--steps", type=int, default=4000, help="updates of a run; --figures multiplies them")
+    parser.add_argument("--steps", type=int, default=4000, help="updates of a run; for --figures, of a run of figure 5")
     parser.add_argument("--group-size", type=int, default=2, help="sampled actions in an update, G")
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate, eta")
     parser.add_argument("--temperature", type=float, default=1.0, help="temperature of the softmax")
@@ -61,6 +61,8 @@ def parse_args(argv=None):
     parser.add_argument("--figures", action="store_true", help="draw the paper's figures instead of one bandit")
     parser.add_argument("--check", action="store_true", help="check the equations instead; exit status 1 if one fails")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"--seed is 0 or more, not {args.seed}")
     for name, value in vars(args).items():
         flag = "--" + name.replace("_", "-")
         changed = value != parser.get_default(name)
@@ -88,7 +90,7 @@ def softmax(z, axis=-1):
 
 
 def logit_update(probs, action, adv, lr):
-    """Lemma 1: change of the logits (actions,) after one gradient step on adv * log pi(action). probs (actions,)."""
+    """Lemma 1: change of the logits, (actions,), after one update along adv * log pi(action). probs (actions,)."""
     dlogits = -lr * adv * np.asarray(probs, dtype=float)  # (1), u != v
     dlogits[action] += lr * adv  # (1), v
     return dlogits
@@ -161,7 +163,7 @@ def run_bandit(
             adv = np.maximum(adv, 0)
         elif signs == "negative":
             adv = np.minimum(adv, 0)
-        # Take a step.
+        # Update the logits.
         is_chosen = chosen[:, None] == actions  # (G, actions, runs)
         adv_of_action = (adv[:, None] * is_chosen).sum(axis=0)  # sum_i A_i e_{a_i}, (actions, runs)
         gradient = (adv_of_action - adv.sum(axis=0) * pi) / group_size  # mean_i A_i (e_{a_i} - pi)
@@ -447,10 +449,10 @@ def check(seed=0):
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
-def action_names(rewards, policy):
-    """A name for each action: a list such as ["a1: common, fair", "a2: rare, best", "a3: common, worthless"]."""
-    names = []
-    for action, (reward, prob) in enumerate(zip(rewards, policy, strict=True)):
+def action_roles(rewards, policy):
+    """A role for each action: a list such as ["common and fair", "rare and best", "common and worthless"]."""
+    roles = []
+    for reward, prob in zip(rewards, policy, strict=True):
         often = "rare" if prob < 0.5 / len(policy) else "common"  # rare: less than half of an equal share
         if reward == max(rewards):
             quality = "best"
@@ -460,8 +462,8 @@ def action_names(rewards, policy):
             quality = "worthless"
         else:
             quality = "worst"
-        names.append(f"a{action + 1}: {often}, {quality}")
-    return names
+        roles.append(f"{often} and {quality}")
+    return roles
 
 
 def action_colors(rewards, policy):
@@ -478,24 +480,24 @@ def action_colors(rewards, policy):
 
 def shows_two_stages(bandit, row):
     """Whether most runs first exploit a fair action and then reach the best one, which was rare."""
-    names = action_names(bandit.settings["rewards"], bandit.settings["init_probs"])
-    roles = [name.split(": ")[1] for name in names]
+    roles = action_roles(bandit.settings["rewards"], bandit.settings["init_probs"])
     in_most_runs = row["two stages"][0] > 0.5 and row["reached"][0] > 0.5
-    return in_most_runs and "rare, best" in roles and any("fair" in role for role in roles)
+    return in_most_runs and "rare and best" in roles and any(role.endswith("fair") for role in roles)
 
 
 def draw_actions(axis, bandit, curves):
     """Draw the probability of every action: median and 10-90% band; run 0 thin, the expected flow dashed."""
-    names = action_names(bandit.settings["rewards"], bandit.settings["init_probs"])
+    roles = action_roles(bandit.settings["rewards"], bandit.settings["init_probs"])
     colors = action_colors(bandit.settings["rewards"], bandit.settings["init_probs"])
-    for action, (name, color) in enumerate(zip(names, colors, strict=True)):
+    for action, (role, color) in enumerate(zip(roles, colors, strict=True)):
+        label = f"a{action + 1}: {role}"
         axis.fill_between(curves.updates, curves.low[:, action], curves.high[:, action], color=color, alpha=0.2, lw=0)
-        axis.plot(curves.updates, curves.median[:, action], color=color, label=name)
+        axis.plot(curves.updates, curves.median[:, action], color=color, lw=2, label=label)
         axis.plot(curves.updates, curves.first_run[:, action], color=color, lw=0.5)
     if curves.flow is not None:
-        for action in range(len(names)):
+        for action in range(len(roles)):
             label = "expected flow, without chance" if action == 0 else None
-            axis.plot(curves.updates, curves.flow[:, action], "--", color="black", lw=1, label=label)
+            axis.plot(curves.updates, curves.flow[:, action], "--", color="black", lw=0.8, label=label)
     axis.set(xlabel="update", ylabel="probability", xscale="log", ylim=(-0.02, 1.02))
 
 
@@ -503,7 +505,7 @@ def draw_bandit(path, bandit, row, curves):
     """Draw one bandit: its shares stacked, worst action at the bottom, and beside them its probabilities."""
     rewards = bandit.settings["rewards"]
     n_runs = bandit.settings["n_runs"]
-    names = action_names(rewards, bandit.settings["init_probs"])
+    roles = action_roles(rewards, bandit.settings["init_probs"])
     colors = action_colors(rewards, bandit.settings["init_probs"])
     figure = Figure(figsize=(8.3, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -511,11 +513,11 @@ def draw_bandit(path, bandit, row, curves):
     bottom = np.zeros(len(curves.updates))
     for action in np.argsort(rewards):
         top = bottom + curves.mean[:, action]
-        label = f"{names[action]} (reward {rewards[action]:g})"
+        label = f"a{action + 1}: {roles[action]}, reward {float(rewards[action])}"
         left.fill_between(curves.updates, bottom, top, color=colors[action], alpha=0.85, lw=0, label=label)
         bottom = top
     last = max(2, bandit.settings["steps"])
-    left.set(title=f"Share of each action (mean of {n_runs} runs)", ylabel="share of actions")
+    left.set(title=f"Share of each action (mean of {n_runs} runs)", ylabel="mean probability, stacked")
     left.set(xlabel="update", xscale="log", xlim=(1, last), ylim=(0, 1))
     title = "Probability of each action over training"
     if shows_two_stages(bandit, row):
@@ -532,7 +534,7 @@ def draw_bandit(path, bandit, row, curves):
     draw_actions(right, bandit, curves)
     right.set(title="Median, 10-90% band, one run (thin)", xlim=(1, last))
     if curves.flow is not None:
-        left.plot([], [], "--", color="black", lw=1, label="expected flow, without chance")
+        left.plot([], [], "--", color="black", lw=0.8, label="expected flow, without chance")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     figure.suptitle(title, weight="bold")
     figure.savefig(path, dpi=100)
@@ -613,7 +615,7 @@ def draw_figure(path, bandits, rows, all_curves):
     else:
         axes[0].plot([], [], "--", color="gray", lw=1, label="expected flow, without chance")
     handles, names = axes[0].get_legend_handles_labels()
-    ncols = 4 if len(names) == 4 else 3
+    ncols = 2 if len(names) == 4 else 3
     figure.legend(handles, names, title=lines, loc="outside lower center", ncols=ncols, fontsize=9)
     figure.suptitle(figure_title(bandits[0].figure, rows), weight="bold", fontsize=11)
     figure.savefig(path, dpi=100)
@@ -623,10 +625,11 @@ def draw_figure(path, bandits, rows, all_curves):
 def print_outcome(bandit, row, curves):
     """Print what became of one bandit: a line for each action, then a sentence for each finding."""
     settings = bandit.settings
-    names = action_names(settings["rewards"], settings["init_probs"])
+    roles = action_roles(settings["rewards"], settings["init_probs"])
     print(f"{settings['n_runs']} runs of {settings['steps']} updates")
     print(f"{'':26}  reward  start  at the end: 10%  median     90% of the runs")
-    for action, name in enumerate(names):
+    for action, role in enumerate(roles):
+        name = f"a{action + 1}: {role}"
         start = f"{settings['rewards'][action]:6.3g}  {settings['init_probs'][action]:5.3f}"
         end = f"{curves.low[-1, action]:15.4f}  {curves.median[-1, action]:6.4f}  {curves.high[-1, action]:6.4f}"
         print(f"{name:26}  {start}  {end}")
@@ -703,5 +706,5 @@ if __name__ == "__main__":
         main(parse_args())
     except KeyboardInterrupt:
         sys.exit("stopped")
-    except (OSError, ValueError) as error:  # a folder that cannot be written; rewards and probabilities that do not fit
+    except (OSError, ValueError, MemoryError) as error:  # no folder to write to, a wrong flag, too many updates
         sys.exit(f"error: {error}")

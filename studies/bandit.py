@@ -102,10 +102,9 @@ def newcombe(share, other, n, z):
     """Newcombe's interval (low, high) of the difference share - other of two shares of n runs each."""
     low, high = wilson(share, n, z)
     other_low, other_high = wilson(other, n, z)
-    difference = share - other
-    return difference - np.hypot(share - low, other_high - other), difference + np.hypot(
-        high - share, other - other_low
-    )
+    below = np.hypot(share - low, other_high - other)
+    above = np.hypot(high - share, other - other_low)
+    return share - other - below, share - other + above
 
 
 def verdicts_at(level, shares, others, n, above, matters):

@@ -215,6 +215,12 @@ def test_every_arm_is_in_a_claim_and_faster_counts_as_more(script, better):
         assert row["verdict"] == "holds"
 
 
+def test_a_base_on_which_neither_arm_arrives_says_nothing_about_speed():
+    steps = {("a", 1): 101, ("b", 1): 101, ("a", 2): 50, ("b", 2): 101}
+    found = {RunKey(arm, base, 2): {"steps to 0.6": n} for (arm, base), n in steps.items()}
+    assert training.effects(training.Claim("", "", "steps to 0.6", "a", "b"), found) == [51.0]
+
+
 def test_lost_and_won_are_shares_of_the_problems():
     assert boundary.lost_and_won([0, 1, 7, 0, 200], [0, 0, 3, 2, 256]) == (0.2, 0.2, [1])
     assert boundary.lost_and_won([5, 5], [5, 5]) == (0.0, 0.0, [])

@@ -17,7 +17,7 @@ from toy_bandit import (
     POLICY,
     REWARDS,
     action_colors,
-    action_names,
+    action_roles,
     expected_flow,
     expected_logit_update,
     logit_update,
@@ -318,12 +318,12 @@ def test_the_stacked_shares_are_the_means_and_fill_the_panel(drawn, tmp_path):
     assert tops == pytest.approx([mean[:, 2].max(), mean[:, [0, 2]].sum(axis=1).max(), 1.0], abs=1e-6)
 
 
-def test_names_and_colours_follow_the_roles_not_the_order():
-    assert action_names(REWARDS, POLICY) == ["a1: common, fair", "a2: rare, best", "a3: common, worthless"]
+def test_roles_and_colours_follow_the_rewards_not_the_order():
+    assert action_roles(REWARDS, POLICY) == ["common and fair", "rare and best", "common and worthless"]
     assert action_colors(REWARDS, POLICY) == ["tab:blue", "tab:orange", "tab:green"]
     assert action_colors((1.0, 0.0, 0.5), (0.2, 0.4, 0.4)) == ["tab:orange", "tab:green", "tab:blue"]
     four = (0.1, 0.4, 0.7, 1.0), (0.4, 0.12, 0.43, 0.05)
-    assert action_names(*four)[:2] == ["a1: common, worst", "a2: rare, fair"]
+    assert action_roles(*four)[:2] == ["common and worst", "rare and fair"]
     assert action_colors(*four) == ["tab:green", "tab:purple", "tab:blue", "tab:orange"]
 
 
@@ -373,6 +373,8 @@ def test_check_passes_and_a_wrong_equation_fails(monkeypatch, capsys):
         ("--rewards 1,2 --policy 0.5,0.6", "error: want probabilities above 0 that add up to 1, not (0.5, 0.6)"),
         ("--figures --lr 1", "--lr has no effect with --figures, whose bandits are fixed: leave one of them out"),
         ("--check --runs 9", "--runs has no effect with --check: leave it out"),
+        ("--seed -1", "--seed is 0 or more, not -1"),
+        ("--steps 1000000000000", "error: Unable to allocate"),
         ("--out FILE/run", "error: [Errno 20] Not a directory"),
     ],
 )
