@@ -129,7 +129,7 @@ def group_advantages(rewards):
     """Rewards normalised in their group: (B, G) -> (B, G). Equal rewards give exactly 0."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
-    advantages = centred / (std + 1e-6)  # (2), with n - 1 and 1e-6 as in the released code
+    advantages = centred / (std + 1e-6)  # std divides by G - 1; that and 1e-6 as in the released code
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
     return advantages.masked_fill(equal, 0.0)  # rounding would leave tiny values
 

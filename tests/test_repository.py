@@ -62,6 +62,7 @@ VERSIONS = {  # how many texts a name has over the scripts; what is not here has
     "parse_args": 2,  # toy_bandit.py needs no transformers
     "Response": 3,
     "sample_and_check": 2,
+    "group_advantages": 2,  # tagged (2) in the trainers
     "check_run": 3,
     "open_run": 3,
     "draw_curves": 2,

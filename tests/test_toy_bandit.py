@@ -345,6 +345,10 @@ def test_the_papers_figures(tmp_path, capsys):
     for row in table:
         assert (row["flow"] is None) == ("Adam" in row["panel"])
     assert [row["updates"] for row in table if row["figure"] == "figure6"] == [10, 20, 50, 200]
+    default = toy_bandit.bandit_settings(toy_bandit.parse_args([]))
+    for bandit in toy_bandit.paper_bandits(default):  # a panel's title is true of its bandit
+        named = {"figure5": "group_size", "figure6": "temperature"}.get(bandit.figure)
+        assert named is None or bandit.settings[named] == float(bandit.panel.split()[-1])
     adam = [row for row in table if row["figure"] == "figure_adam"]
     assert len({row["best"][1] for row in adam[:4]}) == 4  # four ways to train, four results
 
