@@ -1,6 +1,6 @@
 r"""DAPO, and low-probability tokens: reinforcement learning with verifiable rewards in one file.
 
-What it shows: a base model that solves 7% of its problems learns to solve 94%, from nothing but a checker of final
+What it shows: a base model that solves 7% of its problems learns to solve 93%, from nothing but a checker of final
 answers. In the tiny world (tiny/README.md: chains such as 77-7+2-1) training has two stages. First `two_at_once`, two
 operations in one go, common but often wrong, replaces `guess`. Then `one_at_a_time`, rare at first but nearly always
 right, takes over (`read_actions` has an example). `--reweight low-prob` is the method of paper A.
@@ -975,7 +975,9 @@ def main(args):
             tokenizer.save_pretrained(out / "model")
         if at_checkpoint:
             draw_curves(
-                out / "curves.png", metrics, f"dapo.py on {short_name(args.model)}: {args.reweight}, seed {args.seed}"
+                out / "curves.png",
+                metrics,
+                f"dapo.py on {short_name(args.model)}, --reweight {args.reweight}, --seed {args.seed}",
             )
             state = {
                 "model": policy.state_dict(),

@@ -1022,7 +1022,7 @@ def main(args):
             draw_curves(
                 out / "curves.png",
                 metrics,
-                f"grpo_n.py on {short_name(args.model)}: {args.algorithm}, seed {args.seed}",
+                f"grpo_n.py on {short_name(args.model)}, --algorithm {args.algorithm}, --seed {args.seed}",
             )
             state = {
                 "model": policy.state_dict(),

@@ -871,9 +871,10 @@ def draw_curves(path, panels, results, title):
         "kl-reverse": "tab:cyan",
         "entropy-rlvr": "goldenrod",
     }
-    figure = Figure(figsize=(1 + 4.5 * len(panels), 4.2), layout="constrained")
+    figure = Figure(figsize=(1 + 4.5 * len(panels), 5), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     base, rlvr = results["base and RLVR"]
+    legend = {}  # {name: handle}, one for all panels
     for axis, (name, jobs) in zip(axes, panels.items(), strict=True):
         for point, label, color in ((base, "base", "gray"), (rlvr, "RLVR", "black")):
             low = point["accuracy"] - point["accuracy_ci95"]
@@ -892,7 +893,9 @@ def draw_curves(path, panels, results, title):
         axis.set_xticks((1, 2, 5, 10, 20, 40), (1, 2, 5, 10, 20, 40))
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        handles, names = axis.get_legend_handles_labels()
+        legend.update(zip(names, handles, strict=True))
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=5, fontsize=11)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 

@@ -57,7 +57,7 @@ def tiny_model(name, n_problems):
     folder = ROOT / "tiny" / name
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE)
-    problems = dapo.read_problems(ROOT / "tiny" / "test.jsonl", tokenizer, 128)
+    problems = dapo.read_problems(ROOT / "tiny" / "test.jsonl", tokenizer, 256, 128)
     return model, tokenizer, problems[:n_problems]
 
 
