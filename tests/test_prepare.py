@@ -160,3 +160,10 @@ def test_a_system_text_must_be_a_string(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "1", "answer": "1", "system": 3}\n')
     with pytest.raises(ValueError, match=r"p\.jsonl, line 1"):
         dapo.read_problems(tmp_path / "p.jsonl", AutoTokenizer.from_pretrained(ROOT / "tiny" / "base"), 256, 99)
+
+
+def test_the_request_for_a_box_may_be_the_system_line():
+    (row,), _ = prepare.make_problems([{"problem": "1+1? ", "answer": "2"}], prepare.SOURCES["math500"], True)
+    assert row == {"system": prepare.ASK, "prompt": "1+1?", "answer": "2"}
+    (row,), _ = prepare.make_problems([{"problem": "1+1? ", "answer": "2"}], prepare.SOURCES["math500"])
+    assert row == {"system": prepare.SYSTEM, "prompt": f"1+1?\n{prepare.ASK}", "answer": "2"}
