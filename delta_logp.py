@@ -126,7 +126,7 @@ def kl_divergence(logp_p, logp_q):
 
 
 def group_advantages(rewards):
-    """Rewards normalised in their group: (B, G) -> (B, G). Equal rewards give exactly 0."""
+    """Rewards normalised in their group (GRPO; DAPO eq. 9): (B, G) -> (B, G). Equal rewards give exactly 0."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
     advantages = centred / (std + 1e-6)  # std divides by G - 1; that and 1e-6 as in the released code
