@@ -422,8 +422,8 @@ def render_prompt(tokenizer, prompt, system=""):
 
 
 def read_problems(path, tokenizer, context, max_response):
-    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", texts, as in the file, and
-    "ids", the prompt in tokens, in the tokenizer's chat template if it has one.
+    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", texts, and "kinds", {name:
+    text}, as in the file; and "ids", the prompt in tokens, in the tokenizer's chat template if it has one.
 
     A number as answer is read as text. Prompts that leave less than max_response of `context` tokens are left out, and
     counted on the screen. Raises ValueError: for other rows, naming file, line and reason, and where no prompt is left.
@@ -453,6 +453,9 @@ def read_problems(path, tokenizer, context, max_response):
                 raise ValueError(f'{where}: "{key}" is empty')
             if not value.isascii() and re.search("[\ud800-\udfff]", value):
                 raise ValueError(f'{where}: "{key}" is not UTF-8')
+        kinds = row.get("kinds", {})
+        if not isinstance(kinds, dict) or not all(isinstance(answer, str) for answer in kinds.values()):
+            raise ValueError(f'{where}: "kinds" must be {{"a name": "an answer in quotes", ...}}')
         text = render_prompt(tokenizer, row["prompt"], row.get("system", ""))
         row["ids"] = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
         if tokenizer.unk_token_id in row["ids"]:

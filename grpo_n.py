@@ -437,8 +437,8 @@ def render_prompt(tokenizer, prompt, system=""):
 
 
 def read_problems(path, tokenizer, context, max_response):
-    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", texts, as in the file, and
-    "ids", the prompt in tokens, in the tokenizer's chat template if it has one.
+    """Problems of a JSONL file, a list of dicts: "prompt", "answer" and perhaps "system", texts, and "kinds", {name:
+    text}, as in the file; and "ids", the prompt in tokens, in the tokenizer's chat template if it has one.
 
     A number as answer is read as text. Prompts that leave less than max_response of `context` tokens are left out, and
     counted on the screen. Raises ValueError: for other rows, naming file, line and reason, and where no prompt is left.
@@ -468,6 +468,9 @@ def read_problems(path, tokenizer, context, max_response):
                 raise ValueError(f'{where}: "{key}" is empty')
             if not value.isascii() and re.search("[\ud800-\udfff]", value):
                 raise ValueError(f'{where}: "{key}" is not UTF-8')
+        kinds = row.get("kinds", {})
+        if not isinstance(kinds, dict) or not all(isinstance(answer, str) for answer in kinds.values()):
+            raise ValueError(f'{where}: "kinds" must be {{"a name": "an answer in quotes", ...}}')
         text = render_prompt(tokenizer, row["prompt"], row.get("system", ""))
         row["ids"] = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
         if tokenizer.unk_token_id in row["ids"]:
@@ -689,6 +692,18 @@ def sample_and_check(model, tokenizer, problems, group_size, temperature, top_p,
     return responses
 
 
+def count_kinds(responses):
+    """{"kind/NAME": share} over a list of Response; empty where no problem has "kinds", {NAME: answer}.
+
+    The share is that of the responses to problems with a kind of this NAME whose box holds its answer.
+    """
+    given = {}  # {name: a bool for each of these responses}
+    for response in responses:
+        for name, answer in response.problem.get("kinds", {}).items():
+            given.setdefault(f"kind/{name}", []).append(is_correct(response.text, answer))
+    return {name: sum(bools) / len(bools) for name, bools in given.items()}
+
+
 def response_metrics(responses):
     """What training and evaluation log about a list of Response: a dict of floats."""
     n_tokens = sum(len(response.ids) for response in responses)
@@ -698,6 +713,7 @@ def response_metrics(responses):
         "truncated": sum(not response.finished for response in responses) / len(responses),
         "entropy": sum(response.entropy for response in responses) / n_tokens,
         **count_actions(responses),
+        **count_kinds(responses),
     }
 
 
@@ -844,16 +860,23 @@ def draw_curves(path, rows, title):
             "test/token_entropy": "test problems",
         },
         "response length (tokens)": {"length": "training rollouts", "test/length": "test problems"},
-        "actions in a training response": {
+    }
+    kinds = sorted({key for row in rows for key in row if key.startswith("kind/")})
+    if any("guess" in row for row in rows):  # the tiny world
+        panels["actions in a training response"] = {
             "one_at_a_time": "one at a time",
             "two_at_once": "two at once",
             "guess": "guess",
-        },
-    }
+        }
+    elif kinds:  # problems that name kinds of answers
+        panels["share of responses whose answer is the ..."] = {key: key.removeprefix("kind/") for key in kinds}
+    else:
+        panels["share of tokens that the clip cuts off"] = {"clip_low": "below the range", "clip_high": "above it"}
     colors = {"training rollouts": "tab:gray", "test problems": "black", "test problems, greedy": "tab:red"}
     colors.update({"one at a time": "tab:orange", "two at once": "tab:blue", "guess": "tab:green"})
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axis, (name, keys) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        axis.set_prop_cycle(color=["tab:purple", "tab:brown", "tab:pink", "tab:olive"])  # of what is not in colors
         for key, label in keys.items():
             measured = [row for row in rows if key in row]
             if not measured:
@@ -862,13 +885,11 @@ def draw_curves(path, rows, title):
             values = [row[key] for row in measured]
             half_widths = [row.get(f"{key}_ci95", 0.0) for row in measured]
             line = "o-" if key.startswith("test/") else "-"
-            axis.errorbar(steps, values, half_widths, fmt=line, ms=3, lw=1.2, label=label, color=colors[label])
-        if axis.containers:
-            axis.set(title=name, xlabel="training step", ylim=(0, None))
-            axis.grid(alpha=0.3)
+            axis.errorbar(steps, values, half_widths, fmt=line, ms=3, lw=1.2, label=label, color=colors.get(label))
+        axis.set(title=name, xlabel="training step", ylim=(0, None))
+        axis.grid(alpha=0.3)
+        if axis.containers:  # none with --steps 0
             axis.legend(handles=axis.containers)
-        else:  # other data than the tiny world's has no actions
-            axis.axis("off")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 

