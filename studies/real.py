@@ -12,7 +12,8 @@ The rule, written before the runs. Both orders weigh the same: P(first) is the m
   stall        the number of steps before stage two (or the end) with accuracy from 0.4 to 0.6
   arms         dapo: five seeds, 40 steps of seed 1 and 30 of the others. grpo, grpo-n: seeds 1 to 3, 30 steps. Flags
                are the trial's, untuned; three seeds of it showed both stages, so that dapo is no blind test of them
-  control      dapo, seeds 1 and 2, 30 steps, the answer of every training problem drawn from its two numbers. What is boxed is then right half of the time, whichever it is. Expected: no stage two. Stage one is open
+  control      dapo, seeds 1 and 2, 30 steps, the answer of every training problem drawn from its two numbers. What is
+               boxed is then right half of the time, whichever it is. Expected: no stage two. Stage one is open
   unseen       the end of each dapo seed, and the base, on numbers of two digits that no problem had, of three digits,
                and decimals such as 9.9 and 9.11; 200 responses each, the two orders apart. A description, no claim
 The pairs: base and the end, base and the stalled model, which is step 8 of every dapo seed, wherever that falls.
@@ -23,30 +24,52 @@ The pairs: base and the end, base and the stalled model, which is step 8 of ever
   where        delta_logp.py, 100 problems x 4: of the sum of |dlogp| over RLVR's responses, the shares of the tokens up
                to the brace of the box, of the first digit, of later digits, and of the rest. A description
 Known before: the trial of seed 1 of `dapo.py` (all of it, replacement too), and parts of two more.
+Amended at step 5 of the first two runs, where the *second* number led, unlike in the trial: "either" asks the same of
+the number that a run boxes most at its peak, before stage two. Stage one: P(this number) above 0.6; stage two: right in
+more than 0.8 where the other number is larger. Both rules are reported.
 
     python studies/real.py            # hours on two cores; goes on where it was interrupted
     python studies/real.py --quick    # runs of two steps: to see that it works
 """
 
 import functools
+import itertools
 import json
 import random
 from typing import NamedTuple
 
-from common import ROOT, Job, Run, arguments, read_jsonl, run_all
+import numpy as np
+from common import ROOT, Job, Run, arguments, interval, judge, read_json, read_jsonl, run_all, write_json
+from matplotlib.figure import Figure
+from pairs import smallest_ratio
 
 # ------------------------------------------------------------------------------------------------------------- settings
 MODEL = ROOT / "data" / "smollm2"
 PROBLEMS = ROOT / "data" / "larger"
 STALLED = 8  # the training step whose model is the stalled one
+UNSEEN = ("test", "two-digits", "three-digits", "decimals")  # problem files that no run trained on
+CRITERIA = ("dlogp", "kl", "entropy", "random")  # of replacement
 SIZES = "--prompts-per-step 8 --group-size 8 --mini-batch 4 --micro-batch 16 --max-response 20"
 SETTINGS = f"{SIZES} --lr 2e-5 --warmup-steps 2 --eval-every 5 --eval-problems 0 --eval-samples 1"
+
+
+ARMS = {  # arm: its name in table and figure
+    "dapo": "DAPO",
+    "control": "DAPO, random answers",
+    "grpo": "GRPO",
+    "grpo-n": "GRPO-N",
+}
+SHARES = {  # of the responses to problems whose larger number is not the favourite: name in the figure, colour
+    "neither": ("boxes neither number", "tab:green"),
+    "common": ("boxes the run's favourite", "tab:blue"),
+    "best": ("boxes the larger number", "tab:orange"),
+}
 
 
 class RunKey(NamedTuple):
     """Which training run."""
 
-    arm: str  # "dapo", "control", "grpo" or "grpo-n"
+    arm: str  # one of ARMS
     seed: int
 
 
@@ -77,7 +100,7 @@ def training_job(key, random_answers, args):
     steps = 40 if key == RunKey("dapo", 1) else 30
     train = random_answers if key.arm == "control" else PROBLEMS / "train.jsonl"
     if key.arm in ("dapo", "control"):
-        command = f"dapo.py --overlong-buffer 4 --save-every {STALLED}"
+        command = f"dapo.py --overlong-buffer 4 --save-every {2 if args.quick else STALLED}"
     else:
         command = f"grpo_n.py --algorithm {key.arm} --passk-samples 0"
     command += f" --model {MODEL} --train {train} --test {PROBLEMS}/test.jsonl --seed {key.seed} {SETTINGS}"
@@ -102,17 +125,304 @@ def training_record(folder):
     return {"metrics": rows}
 
 
+def unseen_job(name, model, args):
+    """The Job that asks a model, called `name`, the problems of UNSEEN, once each."""
+    runs = []
+    for problems in UNSEEN:
+        command = f"dapo.py --steps 0 --model {model} --train {PROBLEMS}/train.jsonl --test {PROBLEMS}/{problems}.jsonl"
+        command += f" --max-response 20 --overlong-buffer 4 --eval-problems {4 if args.quick else 0} --eval-samples 1"
+        runs.append(Run(command, args.runs / "real" / f"{name}-{problems}", "model/config.json"))
+    return Job(runs, functools.partial(unseen_record, runs))
+
+
+def unseen_record(runs):
+    """What the record of unseen_job holds: {problems: {metric: value}}, of the kinds of answers and the length."""
+    record = {}
+    for problems, run in zip(UNSEEN, runs, strict=True):
+        row = read_jsonl(run.folder / "metrics.jsonl")[0]
+        record[problems] = {}
+        for name, value in row.items():
+            if "kind/" in name or name == "test/length":
+                record[problems][name.removeprefix("test/")] = round(value, 5)
+    return {"unseen": record}
+
+
+def pair_job(name, rlvr, args):
+    """The Job that compares the base with the model in the folder `rlvr`; name: of the pair."""
+    folder = args.runs / "real" / name
+    files = f"--base {MODEL} --rlvr {rlvr} --max-response 20"
+    direction = f"delta_logp.py {files} --data {PROBLEMS}/test.jsonl --samples 4 --gen-batch 16 --micro-batch 16"
+    direction += f" --problems {4 if args.quick else 100} --bootstrap 200"
+    replacement = f"replace.py {files} --test {PROBLEMS}/test.jsonl --train {PROBLEMS}/train.jsonl"
+    replacement += f" --criteria {','.join(CRITERIA)} --reverse= --ratios 0.05,0.1,0.2,0.4 --rows 160"
+    if args.quick:
+        replacement += " --problems 4 --samples 2 --calibration-problems 2 --calibration-passes 1"
+    else:
+        replacement += " --problems 40 --samples 4 --calibration-problems 24 --calibration-passes 2"
+    runs = [
+        Run(direction, folder / "delta_logp", "tokens.html"),
+        Run(replacement, folder / "replace", "summary.json"),
+    ]
+    return Job(runs, functools.partial(pair_record, folder))
+
+
+def pair_record(folder):
+    """What the record of a pair holds: where the change stands, and how few tokens are enough."""
+    curves = {}
+    for name, points in read_json(folder / "replace" / "results.json").items():
+        curves[name] = [{key: point[key] for key in ("ratio", "accuracy", "accuracy_ci95")} for point in points]
+    return {
+        "change": change_by_place(folder / "delta_logp"),
+        "curves": curves,
+        "comparison": read_json(folder / "replace" / "summary.json"),
+    }
+
+
+def change_by_place(folder):
+    """{place: share of the sum of |dlogp| over RLVR's responses that it holds, and share of their tokens}.
+
+    Places: up to the brace of the first box, its first digit, later digits, the rest.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    sizes = {"up to the brace": [], "first digit": [], "later digits": [], "the rest": []}
+    with np.load(folder / "tokens.npz") as file:
+        of_rlvr = file["source"] == "rlvr"  # (M,) as all others
+        owners = file["response"][of_rlvr]
+        ids = file["response_ids"][of_rlvr]
+        change = np.abs(file["dlogp"][of_rlvr])
+    for owner in np.unique(owners):
+        pieces = [tokenizer.decode([token]) for token in ids[owners == owner]]
+        for place, size in zip(token_places(pieces), change[owners == owner], strict=True):
+            sizes[place].append(size)
+    total = sum(sum(values) for values in sizes.values())
+    shares = {}
+    for place, values in sizes.items():
+        shares[place] = {"change": round(float(sum(values) / total), 4), "tokens": round(len(values) / len(ids), 4)}
+    return shares
+
+
+def token_places(pieces):
+    """The place of each token of a response, see change_by_place: a list of texts. pieces: its tokens, as texts."""
+    places = []
+    place = "up to the brace"
+    written = ""  # what stands before the token
+    for piece in pieces:
+        is_digit = piece.strip() != "" and piece.strip() in "0123456789."
+        if place == "up to the brace":
+            if is_digit and written.endswith("boxed{"):
+                place = "first digit"
+        elif is_digit and place != "the rest":
+            place = "later digits"
+        else:
+            place = "the rest"
+        places.append(place)
+        written += piece
+    return places
+
+
+# ------------------------------------------------------------------------------------------------------------- measures
+OTHER = {"first": "second", "second": "first"}
+
+
+def share_of_number(row, number):
+    """P("first") or P("second") in a row of metrics: the share of responses that box it; both orders weigh the same."""
+    return (row[f"kind/{number} (larger)"] + row[f"kind/{number} (smaller)"]) / 2
+
+
+def accuracy_of(row):
+    """Share of right responses in a row of metrics; both orders of the numbers weigh the same."""
+    return (row["kind/first (larger)"] + row["kind/second (larger)"]) / 2
+
+
+def favourite(rows):
+    """The number, "first" or "second", whose share is larger at its peak in the rows of a run's metrics."""
+    peaks = {number: max(share_of_number(row, number) for row in rows) for number in OTHER}
+    return max(peaks, key=peaks.get)
+
+
+def shares_of(row, number):
+    """{name of SHARES: share} of a row, of the responses to problems whose larger number is not `number`."""
+    common = row[f"kind/{number} (smaller)"]
+    best = row[f"kind/{OTHER[number]} (larger)"]
+    return {"neither": max(0.0, 1 - common - best), "common": common, "best": best}
+
+
+def stages_of(rows, number):
+    """What the rule says of the rows of a run's metrics: a dict. A stage that does not come is None.
+
+    number: "first", or what favourite() says, see the rule.
+    """
+    trained = [row for row in rows if row["step"] > 0]
+    one = [row["step"] for row in trained if share_of_number(row, number) > 0.6]
+    two = [row["step"] for row in trained if row[f"kind/{OTHER[number]} (larger)"] > 0.8]
+    stage_one = min(one, default=None)
+    stage_two = min(two, default=None)
+    before = [row for row in trained if stage_two is None or row["step"] < stage_two]
+    tested = {}  # {step: test accuracy}
+    for row in rows:
+        if "test/length" in row:
+            tested[row["step"]] = row["test/accuracy"] if "test/accuracy" in row else row["test/pass@1"]
+    return {
+        "number": number,
+        "stage one": stage_one,
+        "stage two": stage_two,
+        "both stages": stage_one is not None and stage_two is not None and stage_one < stage_two,
+        "stall": sum(0.4 <= accuracy_of(row) <= 0.6 for row in before),
+        "test accuracy": tested,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- figure
+def draw_run(axis, rows, title):
+    """Stack the kinds of answers where the larger number is not the run's favourite; and the accuracy on all problems."""
+    trained = [row for row in rows if row["step"] > 0]
+    number = favourite(trained)
+    steps = [row["step"] for row in trained]
+    shares = [shares_of(row, number) for row in trained]
+    layers = [[share[name] for share in shares] for name in SHARES]
+    labels = [label for label, _ in SHARES.values()]
+    colors = [color for _, color in SHARES.values()]
+    axis.stackplot(steps, layers, labels=labels, colors=colors, alpha=0.85)
+    axis.plot(steps, [accuracy_of(row) for row in trained], "k-", lw=1.5, label="accuracy, all problems")
+    axis.set(title=f"{title}: the {number}", xlim=(steps[0], steps[-1]), ylim=(0, 1))
+
+
+def draw_runs(path, runs):
+    """A panel for each training run, a row for each arm. runs: {RunKey: rows of its metrics}."""
+    arms = [arm for arm in ARMS if any(key.arm == arm for key in runs)]
+    n_columns = max(sum(key.arm == arm for key in runs) for arm in arms)
+    figure = Figure(figsize=(9, 0.8 + 1.7 * len(arms)), layout="constrained")
+    grid = figure.subplots(len(arms), n_columns, squeeze=False, sharex=True, sharey=True)
+    for axes, arm in zip(grid, arms, strict=True):
+        keys = sorted(key for key in runs if key.arm == arm)
+        for axis, key in zip(axes, keys, strict=False):
+            draw_run(axis, runs[key], f"{ARMS[arm]}, seed {key.seed}")
+        for axis in axes[len(keys) :]:
+            axis.axis("off")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.supxlabel("training step")
+    figure.supylabel("share of responses where the other number is larger")
+    figure.savefig(path, dpi=92)
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+def print_table(head, rows):
+    """A Markdown table; its cells are texts."""
+    for cells in [head, ["---"] * len(head), *rows]:
+        print(f"| {' | '.join(cells)} |")
+    print()
+
+
+def report(args):
+    """Decide by the rule what the records that are there say: prints tables, writes real.json and real.png."""
+    runs = {}
+    pairs = {}
+    unseen = {}
+    for path in sorted((args.where / "real").glob("*.json")):
+        record = read_json(path)
+        if "metrics" in record:
+            arm, _, seed = path.stem.rpartition("-")
+            runs[RunKey(arm, int(seed))] = record["metrics"]
+        elif "curves" in record:
+            pairs[path.stem] = record
+        else:
+            unseen[path.stem] = record["unseen"]
+    if not runs:
+        return
+
+    stages = {}
+    for key in sorted(runs, key=lambda key: (list(ARMS).index(key.arm), key.seed)):
+        stages[key] = {"first": stages_of(runs[key], "first"), "either": stages_of(runs[key], favourite(runs[key][1:]))}
+    rows = []
+    for key, found in stages.items():
+        either = found["either"]
+        tested = either["test accuracy"]
+        last = max(tested)
+        cells = [ARMS[key.arm], str(key.seed), either["number"]]
+        cells += [str(either[name]) for name in ("stage one", "stall", "stage two")]
+        cells += ["yes" if found[rule]["both stages"] else "no" for rule in ("either", "first")]
+        cells += [f"{tested[0]:.2f} to {tested[last]:.2f} at step {last}"]
+        rows.append(cells)
+    head = ["run", "seed", "favourite number", "stage one, at step", "steps of the stall", "stage two, at step"]
+    head += ["both stages (either)", "both stages (first)", "test accuracy"]
+    print_table(head, rows)
+
+    kinds = ("first (larger)", "second (larger)")
+    rows = []
+    for name, sets in unseen.items():
+        for problems, record in sets.items():
+            rows.append([name, problems, *(f"{record[f'kind/{kind}']:.2f}" for kind in kinds)])
+    print_table(["model", "problems", "right, first is larger", "right, second is larger"], rows)
+
+    rows = []
+    differences = {}  # {(which RLVR, "dlogp - kl"): {pair: area}}
+    for name, record in pairs.items():
+        rlvr = record["curves"]["base and RLVR"][1]["accuracy"]
+        few = smallest_ratio(record["curves"]["dlogp"], rlvr - 0.05)
+        places = [f"{place}: {share['change']:.2f}" for place, share in record["change"].items()]
+        cells = [name, f"{rlvr:.2f}", f"{few:.2f}", ", ".join(places)]
+        for one, other in itertools.pairwise(CRITERIA):
+            row = record["comparison"].get(f"{one} - {other}")
+            if row is None:
+                cells.append("-")
+                continue
+            low, high = row["area_ci95"]
+            cells.append(f"{row['area']:+.2f} [{low:.2f}, {high:.2f}]")
+            differences.setdefault((name.split("-")[1], f"{one} - {other}"), []).append(row["area"])
+        rows.append(cells)
+    names = [f"{one} - {other}" for one, other in itertools.pairwise(CRITERIA)]
+    print_table(["pair", "accuracy of RLVR", "dlogp: share that is enough", "where the change stands", *names], rows)
+
+    claims = []
+    for (model, name), areas in differences.items():
+        mean, half = interval(areas)
+        claims.append(
+            {
+                "pair": f"base and {model}",
+                "area": name,
+                "mean": mean,
+                "half": half,
+                "seeds above 0": sum(area > 0 for area in areas),
+                "seeds": len(areas),
+                "verdict": judge(mean, half, 0.0, 0.02),
+            }
+        )
+    for row in claims:
+        print(
+            f"{row['pair']}, {row['area']}: {row['mean']:+.3f} ± {row['half']:.3f}, "
+            f"above 0 on {row['seeds above 0']} of {row['seeds']} seeds: {row['verdict']}"
+        )
+    decided = {f"{key.arm}-{key.seed}": found for key, found in stages.items()}
+    write_json(args.where / "real.json", {"command": "python studies/real.py", "stages": decided, "order": claims})
+    draw_runs(args.where / "real.png", runs)
+
+
 def main(args):
-    for folder, name in ((MODEL, "smollm2"), (PROBLEMS, "larger")):
-        if not folder.exists():
-            raise SystemExit(f"{folder} is missing; run: python data/prepare.py {name}")
     random_answers = args.runs / "real" / "random_answers.jsonl"
-    write_random_answers(random_answers)
-    jobs = {}
-    for key in run_keys(args.quick):
-        record = args.where / "real" / f"{key.arm}-{key.seed}.json"
-        jobs[record] = training_job(key, random_answers, args)
-    run_all(jobs)
+    records = args.where / "real"
+    keys = run_keys(args.quick)
+    waves = []  # of jobs; of the first three training runs, all is done before the others begin
+    for wave in (keys[:3], keys[3:]):
+        waves.append({records / f"{key.arm}-{key.seed}.json": training_job(key, random_answers, args) for key in wave})
+        jobs = {records / "base.json": unseen_job("base", MODEL, args)}
+        for key in wave:
+            if key.arm == "dapo":
+                end = folder_of(key, args) / "model"
+                stalled = folder_of(key, args) / f"model_{2 if args.quick else STALLED:06d}"
+                jobs[records / f"end-{key.seed}.json"] = unseen_job(f"end-{key.seed}", end, args)
+                jobs[records / f"pair-end-{key.seed}.json"] = pair_job(f"pair-end-{key.seed}", end, args)
+                jobs[records / f"pair-stalled-{key.seed}.json"] = pair_job(f"pair-stalled-{key.seed}", stalled, args)
+        waves.append(jobs)
+    if not all(record.exists() for jobs in waves for record in jobs):
+        for folder, name in ((MODEL, "smollm2"), (PROBLEMS, "larger")):
+            if not folder.exists():
+                raise SystemExit(f"{folder} is missing; run: python data/prepare.py {name}")
+        write_random_answers(random_answers)
+    for jobs in waves:
+        run_all(jobs)
+    report(args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,171 @@
+"""The two pictures of the README, drawn from finished runs.
+
+    python studies/pictures.py two-stages    # after python dapo.py; the real model's run is in studies/results
+    python studies/pictures.py dlogp         # after python delta_logp.py
+
+two-stages: the shares of the actions over training, stacked, of a bandit (run here, a second), of the tiny model and of
+SmolLM2-135M. What is rare and best at first is orange, common and fair is blue, worthless is green. Accuracy is above.
+dlogp: a wrong response of the base and a right one of the RLVR model to one problem, a bar of dlogp over every token.
+It is the first problem of the run that has both, short enough for the picture and the base's not too short; of each
+model the longest such response.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from common import ROOT, read_json, read_jsonl
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from real import accuracy_of, favourite, shares_of
+
+COLORS = {"worthless": "tab:green", "common": "tab:blue", "best": "tab:orange"}
+MAX_LENGTH = 64  # of a response that fits into the picture, in characters
+
+
+# ----------------------------------------------------------------------------------------------------------- two stages
+def bandit_panel():
+    """(updates, {colour name: share}, expected reward) of the default bandit: the mean over 250 runs."""
+    sys.path.insert(0, str(ROOT))
+    import toy_bandit
+
+    settings = toy_bandit.bandit_settings(toy_bandit.parse_args([]))
+    _, curves = toy_bandit.run(toy_bandit.Bandit("", "", "", settings))
+    common, best, worthless = curves.mean.T
+    return curves.updates, {"worthless": worthless, "common": common, "best": best}, curves.mean @ toy_bandit.REWARDS
+
+
+def tiny_panel(path):
+    """(steps, {colour name: share of all actions}, accuracy) of a run of dapo.py in the tiny world."""
+    rows = [row for row in read_jsonl(path) if row["step"] > 0]
+    shares = {"worthless": [], "common": [], "best": []}
+    for row in rows:
+        total = row["guess"] + row["two_at_once"] + row["one_at_a_time"]
+        shares["worthless"].append(row["guess"] / total)
+        shares["common"].append(row["two_at_once"] / total)
+        shares["best"].append(row["one_at_a_time"] / total)
+    return [row["step"] for row in rows], shares, [row["accuracy"] for row in rows]
+
+
+def real_panel(path):
+    """(steps, {colour name: share of responses where the favourite is smaller}, accuracy) of a record of real.py."""
+    rows = [row for row in read_json(path)["metrics"] if row["step"] > 0]
+    number = favourite(rows)
+    shares = {"worthless": [], "common": [], "best": []}
+    for row in rows:
+        share = shares_of(row, number)
+        shares["worthless"].append(share["neither"])
+        shares["common"].append(share["common"])
+        shares["best"].append(share["best"])
+    return [row["step"] for row in rows], shares, [accuracy_of(row) for row in rows]
+
+
+def draw_two_stages(path, tiny, real):
+    """Draw bandit, tiny model and real model side by side. tiny: a metrics.jsonl; real: a record of real.py."""
+    panels = [
+        ("A bandit with three actions", "update", bandit_panel()),
+        ("A tiny language model", "training step", tiny_panel(tiny)),
+        ("A real one (135M parameters)", "training step", real_panel(real)),
+    ]
+    labels = [
+        ("worthless", "common and fair", "rare and best"),
+        ("guesses", "two operations at once", "one operation at a time"),
+        ("boxes neither number", "boxes the first one", "boxes the larger one"),
+    ]
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    grid = figure.subplots(2, 3, height_ratios=(1, 2.2), sharex="col")
+    for column, (title, x_label, (x, shares, accuracy)) in enumerate(panels):
+        above, below = grid[:, column]
+        above.plot(x, accuracy, color="black")
+        above.set(title=title, ylim=(0, 1))
+        above.grid(alpha=0.3)
+        below.stackplot(x, [shares[name] for name in COLORS], colors=list(COLORS.values()), alpha=0.85)
+        below.set(xlabel=x_label, xlim=(x[0], x[-1]), ylim=(0, 1))
+        patches = [Patch(color=color, alpha=0.85) for color in COLORS.values()]
+        below.legend(patches[::-1], labels[column][::-1], loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=9)
+    grid[0, 0].set(ylabel="reward", xscale="log")
+    grid[0, 1].set(ylabel="accuracy")
+    grid[1, 0].set(ylabel="share of the actions")
+    figure.suptitle("First the common action is exploited. Then the rare best one takes over.", weight="bold")
+    figure.savefig(path, dpi=92)
+
+
+# ---------------------------------------------------------------------------------------------------------------- dlogp
+def pick_responses(folder):
+    """(problem, {"base" or "rlvr": (tokens as texts, dlogp of each)}) of a run of delta_logp.py; see the top."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(read_json(folder / "config.json")["args"]["rlvr"])
+    found = {}  # {problem: {source: its longest response that fits, a number and a row}}
+    for i, row in enumerate(read_jsonl(folder / "responses.jsonl")):
+        wanted = row["right"] == (row["source"] == "rlvr")
+        if wanted and len(row["response"]) <= MAX_LENGTH:
+            pair = found.setdefault(row["prompt"], {})
+            if row["source"] not in pair or len(row["response"]) > len(pair[row["source"]][1]["response"]):
+                pair[row["source"]] = (i, row)
+    with np.load(folder / "tokens.npz") as file:
+        owners = file["response"]
+        dlogp = file["dlogp"]
+    for problem, pair in found.items():
+        if len(pair) < 2 or len(pair["base"][1]["response"]) < MAX_LENGTH / 2:
+            continue
+        tokens = {}
+        for source, (i, row) in pair.items():
+            pieces = [tokenizer.decode([token]) for token in row["response_ids"]]
+            tokens[source] = (pieces, dlogp[owners == i])
+        return problem, tokens
+    raise SystemExit(f"{folder}: no problem has a wrong response of the base and a right one of RLVR that fit")
+
+
+def draw_dlogp(path, folder):
+    """Draw one problem of a run of delta_logp.py: a bar of dlogp over every token of two responses."""
+    problem, tokens = pick_responses(folder)
+    largest = max(np.abs(dlogp).max() for _, dlogp in tokens.values())
+    titles = {"base": "The base model, wrong", "rlvr": "After RLVR, right"}
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    for axis, (source, title) in zip(figure.subplots(2, 1), titles.items(), strict=True):
+        x = 0
+        for piece, value in zip(*tokens[source], strict=True):
+            text = piece.replace("\\boxed", "box").replace("<|im_end|>", "end")
+            style = {"color": "tab:red" if value > 0 else "tab:blue"}
+            axis.bar(x + len(text) / 2, value, 0.9, **style)
+            if abs(value) > 1:
+                style["weight"] = "bold"
+            else:
+                style["color"] = "black"
+            axis.text(x + len(text) / 2, -1.4 * largest, text, ha="center", family="monospace", **style)
+            x += len(text)
+        axis.axhline(0, color="black", lw=0.8)
+        axis.set(title=title, ylabel="dlogp (nats)", xlim=(-0.5, MAX_LENGTH + 3), ylim=(-1.1 * largest, 1.1 * largest))
+        axis.set_xticks([])
+    patches = [Patch(color="tab:red"), Patch(color="tab:blue")]
+    labels = ["RLVR made this token more likely", "RLVR made it less likely"]
+    figure.legend(patches, labels, loc="outside lower center", ncols=2)
+    figure.suptitle(f"A few tokens hold the change. The problem: {problem}", weight="bold")
+    figure.savefig(path, dpi=92)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", choices=("two-stages", "dlogp"))
+    parser.add_argument("--tiny", default=ROOT / "runs/dapo/none-seed1", type=Path, help="folder of a run of dapo.py")
+    parser.add_argument("--pair", default=ROOT / "runs/delta_logp/seed1", type=Path, help="of a run of delta_logp.py")
+    parser.add_argument(
+        "--real", default=ROOT / "studies/results/real/dapo-1.json", type=Path, help="record of real.py"
+    )
+    parser.add_argument("--out", default="", help="the picture; by default in docs/figures")
+    args = parser.parse_args()
+    path = Path(args.out or ROOT / "docs/figures" / f"{args.picture.replace('-', '_')}.png")
+    needed = args.tiny / "metrics.jsonl" if args.picture == "two-stages" else args.pair / "tokens.npz"
+    if not needed.exists():
+        raise SystemExit(f"{needed} is missing: run the script that writes it first, see --help")
+    if args.picture == "two-stages":
+        draw_two_stages(path, needed, args.real)
+    else:
+        draw_dlogp(path, args.pair)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
