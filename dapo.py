@@ -811,35 +811,43 @@ def draw_curves(path, rows, title):
         },
         "response length (tokens)": {"length": "training rollouts", "test/length": "test problems"},
     }
-    kinds = sorted({key for row in rows for key in row if key.startswith("kind/")})
-    if any("guess" in row for row in rows):  # the tiny world
-        panels["actions in a training response"] = {
-            "one_at_a_time": "one at a time",
-            "two_at_once": "two at once",
-            "guess": "guess",
-        }
-    elif kinds:  # problems that name kinds of answers
-        panels["share of responses whose answer is the ..."] = {key: key.removeprefix("kind/") for key in kinds}
-    else:
-        panels["share of tokens that the clip cuts off"] = {"clip_low": "below the range", "clip_high": "above it"}
     colors = {"training rollouts": "tab:gray", "test problems": "black", "test problems, greedy": "tab:red"}
-    colors.update({"one at a time": "tab:orange", "two at once": "tab:blue", "guess": "tab:green"})
+    with_actions = [row for row in rows if "guess" in row and row["step"] > 0]
+    kinds = sorted({key for row in rows for key in row if key.startswith("kind/")})
+    if kinds:
+        panels["share of responses whose answer is the ..."] = {key: key.removeprefix("kind/") for key in kinds}
+    elif not with_actions:
+        panels["share of tokens that the clip cuts off"] = {"clip_low": "below the range", "clip_high": "above it"}
+
     figure = Figure(figsize=(9, 6), layout="constrained")
-    for axis, (name, keys) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    axes = figure.subplots(2, 2).flat
+    for axis, (name, keys) in zip(axes, panels.items(), strict=False):
         axis.set_prop_cycle(color=["tab:purple", "tab:brown", "tab:pink", "tab:olive"])  # of what is not in colors
         for key, label in keys.items():
             measured = [row for row in rows if key in row]
             if not measured:
                 continue
+            style = {"ms": 3, "lw": 1.2, "label": label, "color": colors.get(label)}
             steps = [row["step"] for row in measured]
             values = [row[key] for row in measured]
-            half_widths = [row.get(f"{key}_ci95", 0.0) for row in measured]
-            line = "o-" if key.startswith("test/") else "-"
-            axis.errorbar(steps, values, half_widths, fmt=line, ms=3, lw=1.2, label=label, color=colors.get(label))
+            if f"{key}_ci95" in measured[0]:
+                axis.errorbar(steps, values, [row[f"{key}_ci95"] for row in measured], fmt="o-", **style)
+            else:
+                axis.plot(steps, values, "o-" if key.startswith("test/") else "-", **style)
         axis.set(title=name, xlabel="training step", ylim=(0, None))
         axis.grid(alpha=0.3)
-        if axis.containers:  # none with --steps 0
-            axis.legend(handles=axis.containers)
+        if axis.get_legend_handles_labels()[0]:  # none with --steps 0
+            axis.legend()
+    if with_actions:  # the tiny world
+        actions = {"guess": "tab:green", "two_at_once": "tab:blue", "one_at_a_time": "tab:orange"}
+        totals = [sum(row[name] for name in actions) for row in with_actions]
+        steps = [row["step"] for row in with_actions]
+        shares = [[row[name] / total for row, total in zip(with_actions, totals, strict=True)] for name in actions]
+        names = [name.replace("_", " ") for name in actions]
+        axes[3].stackplot(steps, shares, labels=names, colors=list(actions.values()), alpha=0.85)
+        axes[3].set(title="share of the actions in training responses", xlabel="training step", ylim=(0, 1))
+        axes[3].margins(x=0)
+        axes[3].legend(loc="lower right")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
