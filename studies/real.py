@@ -276,7 +276,7 @@ def stages_of(rows, number):
 
 # --------------------------------------------------------------------------------------------------------------- figure
 def draw_run(axis, rows, title):
-    """Stack the kinds of answers where the larger number is not the run's favourite; and the accuracy on all problems."""
+    """Stack the kinds of answers where the favourite is the smaller number; and the accuracy on all problems."""
     trained = [row for row in rows if row["step"] > 0]
     number = favourite(trained)
     steps = [row["step"] for row in trained]
@@ -301,9 +301,9 @@ def draw_runs(path, runs):
             draw_run(axis, runs[key], f"{ARMS[arm]}, seed {key.seed}")
         for axis in axes[len(keys) :]:
             axis.axis("off")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
     figure.supxlabel("training step")
-    figure.supylabel("share of responses where the other number is larger")
+    figure.supylabel("share of responses")
     figure.savefig(path, dpi=92)
 
 

@@ -1,0 +1,94 @@
+"""studies/real.py: the stages that its rule finds, where a change stands, the answers of the control, the figure."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "studies"))
+import real  # noqa: E402
+
+
+def row(step, first_larger, first_smaller, second_larger, second_smaller):
+    return {
+        "step": step,
+        "kind/first (larger)": first_larger,
+        "kind/first (smaller)": first_smaller,
+        "kind/second (larger)": second_larger,
+        "kind/second (smaller)": second_smaller,
+        "test/length": 8.0,
+        "test/accuracy": step / 10,
+    }
+
+
+RUN = [  # boxes hardly anything, then the first number, then the larger one
+    row(0, 0.9, 0.9, 0.9, 0.9),  # before training: does not count
+    row(1, 0.1, 0.1, 0.1, 0.1),
+    row(2, 0.8, 0.3, 0.2, 0.1),  # P(first) 0.55, accuracy 0.5
+    row(3, 0.8, 0.6, 0.1, 0.1),  # P(first) 0.7: stage one; accuracy 0.45
+    row(4, 0.8, 0.3, 0.6, 0.1),  # accuracy 0.7
+    row(5, 0.9, 0.1, 0.85, 0.1),  # stage two
+    row(6, 0.9, 0.1, 0.2, 0.1),  # accuracy 0.55, after stage two: no stall
+]
+
+
+def test_stages_of_a_run_are_found_at_their_first_steps():
+    found = real.stages_of(RUN, "first")
+    assert (found["stage one"], found["stage two"], found["both stages"], found["stall"]) == (3, 5, True, 2)
+    assert found["test accuracy"][6] == 0.6
+    without_stage_two = real.stages_of(RUN[:5], "first")
+    assert (without_stage_two["stage two"], without_stage_two["both stages"]) == (None, False)
+    assert real.favourite(RUN[1:]) == "first"
+
+
+def test_the_rule_of_either_number_mirrors_that_of_the_first():
+    swapped = []
+    for old in RUN:
+        new = dict(old)
+        for kind in ("(larger)", "(smaller)"):
+            new[f"kind/first {kind}"] = old[f"kind/second {kind}"]
+            new[f"kind/second {kind}"] = old[f"kind/first {kind}"]
+        swapped.append(new)
+    assert real.favourite(swapped[1:]) == "second"
+    assert real.stages_of(swapped, "second") == {**real.stages_of(RUN, "first"), "number": "second"}
+    assert not real.stages_of(swapped, "first")["both stages"]
+    assert real.shares_of(swapped[3], "second") == real.shares_of(RUN[3], "first")
+
+
+def test_shares_are_those_where_the_favourite_is_smaller():
+    shares = real.shares_of(RUN[3], "first")
+    assert shares == pytest.approx({"neither": 0.3, "common": 0.6, "best": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "places"),
+    [
+        (["The", " \\", "boxed", "{", "1", "8", "}", "."], "uuuufdrr"),
+        (["\\", "boxed", "{", "9", ".", "9", "}", " or", " \\", "boxed", "{", "2", "}"], "uuufddrrrrrrr"),
+        (["no", " 5", " box"], "uuu"),
+        (["\\", "boxed", "{", "x", "5", "}"], "uuuuuu"),
+    ],
+)
+def test_places_of_tokens(pieces, places):
+    names = {"u": "up to the brace", "f": "first digit", "d": "later digits", "r": "the rest"}
+    assert real.token_places(pieces) == [names[letter] for letter in places]
+
+
+def test_random_answers_are_one_of_the_two_numbers(tmp_path, monkeypatch):
+    rows = [{"prompt": "p", "answer": "9", "kinds": {"first (smaller)": "3", "second (larger)": "9"}}] * 200
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(real, "PROBLEMS", tmp_path)
+    real.write_random_answers(tmp_path / "random.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "random.jsonl").read_text().splitlines()]
+    assert {row["answer"] for row in written} == {"3", "9"}
+    assert 70 < sum(row["answer"] == "9" for row in written) < 130
+    assert all(row["kinds"] == rows[0]["kinds"] for row in written)
+
+
+@pytest.mark.pictures
+def test_the_figure_has_a_panel_for_each_run(tmp_path):
+    runs = {real.RunKey("dapo", 1): RUN, real.RunKey("dapo", 2): RUN, real.RunKey("grpo", 1): RUN}
+    real.draw_runs(tmp_path / "real.png", runs)
+    assert (tmp_path / "real.png").stat().st_size > 20_000
