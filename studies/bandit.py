@@ -1,23 +1,24 @@
 """Paper B, section 3 and figures 1, 5, 6: when do the two stages appear in a bandit, and when is the best action lost?
 
-Runs `toy_bandit.py` for three actions. a1 is common and fair (reward 0.2, 0.5 or 0.8). a2 is the best (reward 1) and
-starts at 0.01, 0.02, 0.05 or 0.2. a3 is worthless. a1 and a3 share the rest equally. A setting has 100 runs. Plain
-ascent has 200,000 updates, times the temperature. So runs end with a2 reached (above 1/2) or lost (below 1e-9), and not
-on the way: in the first world, 20,000 updates looked like death at 1e-3. Adam, which the paper's listing names, has
-20,000. Quantiles of the last pi(a2) are in the records.
+Runs `toy_bandit.py` for three actions. One is common and fair (reward 0.2, 0.5 or 0.8). The best one (reward 1) is
+rare: it starts at 0.01, 0.02, 0.05 or 0.2. The third is worthless. It shares the rest equally with the common one. A
+setting has 100 runs. Plain ascent has 200,000 updates, times the temperature, so that runs end with the best action
+reached (above 1/2) or lost (below 1e-9), and not on the way. Adam, which the paper's listing names, has 20,000.
+Quantiles of the last probability of the best action are in the records.
 
-The rule, written before the runs. Settings are a designed grid, no sample. So each is decided on its own, with Wilson's
-interval over runs (Newcombe's for a difference of shares), and the table counts them. "Holds after correction": every
-setting keeps its verdict at 0.05 over the number of all decisions (Bonferroni).
-  two stages   share of runs in which a1 rises and then falls by more than 0.05, a2 starting below 0.1: above 1/2
-               ("appears to unfold": in most runs)
-  reached      share of runs that end with a2 above 1/2: above 1/2 (ours)
+The rule, written before the runs. Its wording has changed since, its meaning has not. Settings are a designed grid, no
+sample. So each is decided on its own, with Wilson's interval over runs (Newcombe's for a difference of shares), and the
+table counts them; labels as in common.py. The verdict is the label at 0.05 over the number of all decisions
+(Bonferroni). It survives correction if every setting has that label at 0.05, too.
+  two stages   share of runs in which the common action rises and then falls by more than 0.05, the best one starting
+               below 0.1: above 1/2 ("appears to unfold": in most runs)
+  reached      share of runs that end with the best action above 1/2: above 1/2 (ours)
   as often     with larger groups or temperature: that share minus plain ascent's: above -0.1 (figures 5, 6: they stay).
                That they are smoother shows in the quartiles of the update of the peak, in the records: no verdict
   negative     share reached under negative only minus that under both signs: above -0.1 (ours). Amended after the runs:
                of shares lost, as it was, nothing can come, as no run of either is below 1e-9
-Power: 100 runs decide a share that is 0.1 from 1/2, and a difference of 0.14. After correction for all decisions (z =
-3.5) a difference would have to be above 0: "as often" cannot survive it.
+Expected before the runs: 100 runs decide a share that is 0.1 from 1/2, and a difference of 0.14. After correction for
+all decisions (z = 3.5) a difference would have to be above 0: "as often" cannot survive it.
 
     python studies/bandit.py            # 20 minutes on two cores
     python studies/bandit.py --quick    # few runs and updates: to see that it works
@@ -28,7 +29,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from common import Job, Run, arguments, finish, judge, read_json, run_all
+from common import Job, Run, arguments, finish, judge, n_agreeing, read_json, read_records, run_all
 from matplotlib.figure import Figure
 
 
@@ -42,7 +43,7 @@ class Variant(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A bandit of the grid: the reward of a1, and the probability of a2 at the start."""
+    """A bandit of the grid: the common action's reward, and the best action's probability at the start."""
 
     fair: float
     start: float
@@ -65,7 +66,7 @@ DECISIONS = 6 * len(RARE) + 4 * len(GRID)  # of main(), for Bonferroni's correct
 
 # ----------------------------------------------------------------------------------------------------------------- runs
 def record_name(variant, setting):
-    """Variant "Adam, negative only", Setting(0.5, 0.01) -> "Adam-negative-only-0.5-0.01"."""
+    """Variant "Adam, negative only", Setting(0.5, 0.01) -> "Adam-negative-only-0.5-0.01", the name of its record."""
     name = variant.name.replace(", ", "-").replace(" = ", "").replace(" ", "-")
     return f"{name}-{setting.fair}-{setting.start}"
 
@@ -75,7 +76,7 @@ def bandit_job(variant, setting, args):
     n_runs = 10 if args.quick else 100
     updates = variant.updates // 1000 if args.quick else variant.updates
     seed = 2000 + 20 * VARIANTS.index(variant) + GRID.index(setting)
-    common_start = (1 - setting.start) / 2  # of a1 and of a3
+    common_start = (1 - setting.start) / 2  # of the common and of the worthless action
     command = f"toy_bandit.py --rewards {setting.fair},1,0 --policy {common_start},{setting.start},{common_start}"
     if variant.flags:
         command += f" {variant.flags}"
@@ -107,17 +108,25 @@ def newcombe(share, other, n, z):
     return share - other - below, share - other + above
 
 
-def verdicts_at(level, shares, others, n, above, matters):
-    """The verdict on each setting, a list, from intervals that miss with probability `level`; others: see decide()."""
+def labels_at(level, shares, others, n, above, matters):
+    """The label of each setting, a list, from intervals that miss with probability `level`; others: see decide()."""
     z = NormalDist().inv_cdf(1 - level / 2)
-    verdicts = []
+    labels = []
     for setting, share in shares.items():
         if others is None:
             low, high = wilson(share, n, z)
         else:
             low, high = newcombe(share, others[setting], n, z)
-        verdicts.append(judge((low + high) / 2, (high - low) / 2, above, matters))
-    return verdicts
+        labels.append(judge((low + high) / 2, (high - low) / 2, above, matters))
+    return labels
+
+
+def counted(labels):
+    """A list of labels as a text: the only one there is, or how often each."""
+    if len(set(labels)) == 1:
+        return labels[0]
+    kinds = ("yes", "yes, but small", "no", "open")
+    return "; ".join(f"{kind}: {labels.count(kind)}" for kind in kinds if kind in labels)
 
 
 def decide(paper, text, variant, shares, others, n, above, matters, many):
@@ -125,60 +134,73 @@ def decide(paper, text, variant, shares, others, n, above, matters, many):
 
     shares: {setting: share of n runs}. others: None, or shares to subtract. many: number of all decisions.
     """
-    plain = verdicts_at(0.05, shares, others, n, above, matters)
-    corrected = verdicts_at(0.05 / many, shares, others, n, above, matters)
+    labels = labels_at(0.05, shares, others, n, above, matters)
+    verdicts = labels_at(0.05 / many, shares, others, n, above, matters)
     effects = shares
     if others is not None:
         effects = {setting: share - others[setting] for setting, share in shares.items()}
     values = [round(effect, 3) for effect in effects.values()]
-    if len(set(plain)) == 1:
-        verdict = plain[0]
-    else:
-        counts = [f"{v}: {plain.count(v)}" for v in ("holds", "does not hold", "undecided") if v in plain]
-        verdict = "; ".join(counts)
     return {
         "paper": paper,
         "claim": text,
         "measure": variant,
-        "values": values,
         "effect": f"{min(values):+.2f} to {max(values):+.2f}",
         "above": above,
         "matters": matters,
-        "verdicts": {str(tuple(setting)): v for setting, v in zip(shares, plain, strict=True)},
-        "survives": plain == corrected and set(plain) != {"undecided"},
-        "verdict": verdict,
+        "values": values,
+        "agreeing": n_agreeing(values, above),
+        "labels": {str(tuple(setting)): label for setting, label in zip(shares, labels, strict=True)},
+        "label": counted(labels),
+        "survives": labels == verdicts and set(labels) != {"open"},
+        "verdict": counted(verdicts),
     }
 
 
 # --------------------------------------------------------------------------------------------------------------- figure
 def draw(path, found):
-    """Shares over the start of a2: two stages, reached; a line for each variant, at reward 0.5 of a1."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axis, key in zip(figure.subplots(1, 2, sharey=True), ("two stages", "reached"), strict=True):
-        for i, variant in enumerate(VARIANTS):
+    """Shares of runs over the best action's start: a line for each variant, the common action's reward being 0.5."""
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    titles = {"two stages": "runs that show two stages", "reached": "runs that end with the best action"}
+    styles = [
+        ("black", "-"),
+        ("tab:red", "-"),
+        ("tab:purple", "-"),
+        ("tab:brown", "-"),
+        ("black", ":"),
+        ("tab:red", ":"),
+    ]
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        for i, (variant, (color, line)) in enumerate(zip(VARIANTS, styles, strict=True)):
             x = np.array(STARTS) * 1.02**i  # side by side, so that equal shares can be told apart
             y = [found[variant.name, Setting(0.5, start)][key][0] for start in STARTS]
-            axis.semilogx(x, y, "o-", ms=3, label=variant.name)
-        axis.set(title=f"{key}, reward of a1 0.5", xlabel="probability of a2 at the start (0.2 is not rare)")
-        axis.set(ylabel="share of runs", ylim=(-0.03, 1.03))
+            axis.semilogx(x, y, marker="o", ms=3.5, color=color, ls=line, label=variant.name)
+        axis.set(title=title, xlabel="best action's probability at the start", ylim=(-0.03, 1.03))
         axis.set_xticks(STARTS, [f"{start:g}" for start in STARTS])
         axis.minorticks_off()
-        axis.legend(fontsize=7)
-    figure.savefig(path, dpi=90)
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="share of 100 runs")
+    title = "ways to train; the common action's reward is 0.5"
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, title=title)
+    title = "A rare best action is found in two stages, but hardly by plain ascent on mistakes alone"
+    figure.suptitle(title, weight="bold")
+    figure.savefig(path, dpi=92)
 
 
 def main():
     args = arguments(__doc__)
     n = 10 if args.quick else 100
-    paths = {}  # (name of a variant, setting) -> record
-    jobs = {}  # record -> Job
+    names = {}  # (name of a variant, setting) -> name of the record
+    jobs = {}
     for variant in VARIANTS:
         for setting in GRID:
-            record = args.where / "bandit" / f"{record_name(variant, setting)}.json"
-            paths[variant.name, setting] = record
-            jobs[record] = bandit_job(variant, setting, args)
-    run_all(jobs)
-    found = {key: read_json(path) for key, path in paths.items()}
+            name = record_name(variant, setting)
+            names[variant.name, setting] = name
+            jobs[name] = bandit_job(variant, setting, args)
+    path = args.where / "bandit.jsonl"
+    run_all(jobs, records=path)
+    records = read_records(path)
+    found = {key: records[name] for key, name in names.items()}
 
     def shares(name, key, settings):
         return {setting: found[name, setting][key][0] for setting in settings}
@@ -186,17 +208,18 @@ def main():
     claims = []
     for name in ("plain", "Adam", "G = 8", "temperature 2"):
         two_stages = shares(name, "two stages", RARE)
-        text = "two stages where a2 starts rare"
+        text = "two stages in over half of the runs (best action rare)"
         claims.append(decide("B 3, fig. 1", text, name, two_stages, None, n, 0.5, 0.0, DECISIONS))
         if name in ("plain", "Adam"):
             reached = shares(name, "reached", GRID)
-            claims.append(decide("B 3 (ours)", "a2 is reached", name, reached, None, n, 0.5, 0.0, DECISIONS))
+            text = "over half reach the best action"
+            claims.append(decide("B 3 (ours)", text, name, reached, None, n, 0.5, 0.0, DECISIONS))
             negative = shares(f"{name}, negative only", "reached", GRID)
-            text = "negative only reaches a2 as often"
+            text = "mistakes alone reach it as often (0.1 fewer at most)"
             claims.append(decide("B 3 (ours)", text, name, negative, reached, n, -0.1, 0.0, DECISIONS))
         else:
             plain = shares("plain", "two stages", RARE)
-            text = "as often as plain ascent"
+            text = "two stages as often as plain (0.1 fewer at most)"
             claims.append(decide("B 3, figs. 5, 6", text, name, two_stages, plain, n, -0.1, 0.0, DECISIONS))
     finish(args, "bandit", claims, draw, found)
 

@@ -13,13 +13,19 @@ from common import read_jsonl
 from matplotlib.figure import Figure
 
 PANELS = {  # title: the metrics that it may show, of each run the first that it has
-    "test accuracy": ("test/greedy", "test/accuracy"),
-    "token entropy on the test set (nats)": ("test/token_entropy", "test/entropy"),
-    "response length on the test set (tokens)": ("test/length",),
-    "leaps of two in a training response": ("two_at_once",),
-    "leaps of one in a training response": ("one_at_a_time",),
-    "accuracy in training": ("accuracy",),
+    "accuracy, test problems": ("test/greedy", "test/accuracy"),
+    "entropy, test problems (nats)": ("test/token_entropy", "test/entropy"),
+    "length, test problems (tokens)": ("test/length",),
+    "two at once, per training response": ("two_at_once",),
+    "one at a time, per training response": ("one_at_a_time",),
+    "accuracy, training rollouts": ("accuracy",),
 }
+# of lines that have no style of their own; orange, blue and green are the colours of the actions
+STYLES = [
+    (color, line)
+    for line in ("-", "--", ":")
+    for color in ("black", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
+]
 
 
 def metric_of(run, metrics):
@@ -36,43 +42,47 @@ def smoothed(y):
     return np.convolve(y, window, "same") / np.convolve(np.ones(len(y)), window, "same")
 
 
-def draw_group(axis, group, metric, color, label):
-    """A line of a metric: the mean over the runs of a group, and their range.
+def draw_group(axis, group, metric, style, label):
+    """A line of a metric: the mean over the runs of a group, and their range. style: colour and line.
 
     What is of training is smoothed. One run alone has 95% intervals over problems, where it logged them.
     """
+    color, line = style
     rows_of_runs = []
     for run in group:
         rows_of_runs.append([row for row in run if row.get(metric) is not None])
     steps = [row["step"] for row in rows_of_runs[0]]
     y = np.array([[row[metric] for row in rows] for rows in rows_of_runs])  # (runs, T)
-    half_widths = None
-    if len(group) == 1:
-        half_widths = [row.get(f"{metric}_ci95", 0.0) for row in rows_of_runs[0]]
-    style = "o-"
-    if not metric.startswith("test/"):
-        style = "-"
+    is_test = metric.startswith("test/")
+    if not is_test:
         y = np.array([smoothed(run) for run in y])
-    axis.errorbar(steps, y.mean(0), half_widths, fmt=style, ms=3, capsize=2, color=color, label=label)
-    axis.fill_between(steps, y.min(0), y.max(0), color=color, alpha=0.1, lw=0)
+    axis.plot(steps, y.mean(0), marker="o" if is_test else "", ms=2.5, lw=1.2, color=color, ls=line, label=label)
+    if len(group) == 1 and is_test:
+        half_widths = [row.get(f"{metric}_ci95", 0.0) for row in rows_of_runs[0]]
+        axis.errorbar(steps, y.mean(0), half_widths, fmt="none", capsize=2, ecolor=color)
+    axis.fill_between(steps, y.min(0), y.max(0), color=color, alpha=0.07, lw=0)
 
 
-def draw(path, runs):
-    """The figure. runs: {label: [the rows of metrics.jsonl, for each of its runs]}."""
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
+def draw(path, runs, title="", styles=None):
+    """The figure. runs: {label: [the rows of metrics.jsonl, for each of its runs]}; styles: {label: (colour, line)}."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots(2, 3)
-    for axis, (title, metrics) in zip(axes.flat, PANELS.items(), strict=True):
+    for axis, (panel, metrics) in zip(axes.flat, PANELS.items(), strict=True):
         for i, (label, group) in enumerate(runs.items()):
             metric = metric_of(group[0], metrics)
             if metric is not None:
-                draw_group(axis, group, metric, f"C{i}", label)
-        axis.set(title=title, xlabel="training step", ylim=(0, None))
+                style = styles[label] if styles else STYLES[i % len(STYLES)]
+                draw_group(axis, group, metric, style, label)
+        axis.set_title(panel, fontsize=10)
+        axis.set(xlabel="training step", ylim=(0, None))
         axis.grid(alpha=0.3)
-    if len(runs) > 5:  # in the panel it would hide the curves
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    else:
-        axes[0, 0].legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    n_runs = max(len(group) for group in runs.values())
+    legend = figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
+    if n_runs > 1:
+        legend.set_title(f"mean of {n_runs} runs; shaded: their range")
+    if title:
+        figure.suptitle(title, weight="bold")
+    figure.savefig(path, dpi=92)
 
 
 def main():

@@ -2,8 +2,8 @@
 
 Runs `grpo_n.py` for 40 steps for every algorithm, rate and seed, all from tiny/base. Prints accuracy and entropy at the
 end, measured on the last 200 training problems (the test set is left alone), and the actions in the last training
-responses. The rate with the best pass@1, mean over both seeds, is the algorithm's default. Two seeds of one base: this
-decides no claim.
+responses. The rate with the best pass@1, mean over both seeds, is the algorithm's default. Two seeds of one base model:
+this decides no claim.
 
     python studies/grpo_n_lr.py            # 50 minutes on two cores; goes on where it was interrupted
     python studies/grpo_n_lr.py --quick    # two rates of GSPO-N, two steps, to see that it works
@@ -13,7 +13,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from common import ROOT, Job, Run, arguments, read_json, read_jsonl, run_all
+from common import ROOT, Job, Run, arguments, read_jsonl, read_records, run_all
 
 # ------------------------------------------------------------------------------------------------------------- settings
 ALGORITHMS = ("grpo", "grpo-n", "gspo", "gspo-n")
@@ -52,7 +52,7 @@ def run_keys(quick):
 
 
 def run_name(key):
-    """RunKey("grpo", 1e-4, 1) -> "grpo-0.0001-1"."""
+    """RunKey("grpo", 1e-4, 1) -> "grpo-0.0001-1", the name of its record."""
     return f"{key.algorithm}-{key.lr:g}-{key.seed}"
 
 
@@ -101,9 +101,11 @@ def main():
     args = arguments(__doc__)
     validation = args.runs / "grpo_n_lr" / "validation.jsonl"
     write_validation(validation, args.quick)
-    records = {key: args.where / "grpo_n_lr" / f"{run_name(key)}.json" for key in run_keys(args.quick)}
-    run_all({record: training_job(key, validation, args) for key, record in records.items()})
-    print_table({key: read_json(record) for key, record in records.items()})
+    keys = run_keys(args.quick)
+    path = args.where / "grpo_n_lr.jsonl"
+    run_all({run_name(key): training_job(key, validation, args) for key in keys}, records=path)
+    records = read_records(path)
+    print_table({key: records[run_name(key)] for key in keys})
 
 
 if __name__ == "__main__":

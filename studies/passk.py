@@ -102,7 +102,10 @@ def print_table(title, rows, columns):
     print(f"\n| {title} | {' | '.join(columns)} |")
     print("|---" * (1 + len(columns)) + "|")
     for label, row in rows.items():
-        cells = [f"{mean:.3f} ± {half:.3f}" for mean, half in row.values()]
+        cells = []
+        for mean, half_width in row.values():
+            no_interval = half_width == 0  # all problems give the same number
+            cells.append(f"{mean:.3f}" if no_interval else f"{mean:.3f} ± {half_width:.3f}")
         print(f"| {label} | {' | '.join(cells)} |")
 
 

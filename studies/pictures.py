@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, read_json, read_jsonl
+from common import ROOT, read_json, read_jsonl, read_records
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from real import accuracy_of, favourite, shares_of
@@ -48,10 +48,11 @@ def tiny_panel(path):
     return [row["step"] for row in rows], shares, [row["accuracy"] for row in rows]
 
 
-def real_panel(path):
+def real_panel(name):
     """(steps, {colour name: share of responses where the favourite is smaller}, accuracy) of a record of real.py."""
-    rows = [row for row in read_json(path)["metrics"] if row["step"] > 0]
+    rows = read_records(ROOT / "studies/results/real.jsonl")[name]["metrics"]
     number = favourite(rows)
+    rows = [row for row in rows if row["step"] > 0]
     shares = {"worthless": [], "common": [], "best": []}
     for row in rows:
         share = shares_of(row, number)
@@ -62,7 +63,7 @@ def real_panel(path):
 
 
 def draw_two_stages(path, tiny, real):
-    """Draw bandit, tiny model and real model side by side. tiny: a metrics.jsonl; real: a record of real.py."""
+    """Draw bandit, tiny and real model side by side. tiny: a metrics.jsonl; real: the name of a record of real.py."""
     panels = [
         ("A bandit with three actions", "update", bandit_panel()),
         ("A tiny language model", "training step", tiny_panel(tiny)),
@@ -151,9 +152,7 @@ def main():
     parser.add_argument("picture", choices=("two-stages", "dlogp"))
     parser.add_argument("--tiny", default=ROOT / "runs/dapo/none-seed1", type=Path, help="folder of a run of dapo.py")
     parser.add_argument("--pair", default=ROOT / "runs/delta_logp/seed1", type=Path, help="of a run of delta_logp.py")
-    parser.add_argument(
-        "--real", default=ROOT / "studies/results/real/dapo-1.json", type=Path, help="record of real.py"
-    )
+    parser.add_argument("--real", default="dapo-1", help="name of a record of real.py")
     parser.add_argument("--out", default="", help="the picture; by default in docs/figures")
     args = parser.parse_args()
     path = Path(args.out or ROOT / "docs/figures" / f"{args.picture.replace('-', '_')}.png")

@@ -39,7 +39,7 @@ import random
 from typing import NamedTuple
 
 import numpy as np
-from common import ROOT, Job, Run, arguments, interval, judge, read_json, read_jsonl, run_all, write_json
+from common import ROOT, Job, Run, arguments, interval, judge, read_json, read_jsonl, read_records, run_all, write_json
 from matplotlib.figure import Figure
 from pairs import smallest_ratio
 
@@ -236,9 +236,19 @@ def accuracy_of(row):
     return (row["kind/first (larger)"] + row["kind/second (larger)"]) / 2
 
 
+def stage_two_of(rows, number):
+    """The first step of stage two, see the rule, in the rows of a run's metrics; None if it does not come."""
+    steps = [row["step"] for row in rows if row["step"] > 0 and row[f"kind/{OTHER[number]} (larger)"] > 0.8]
+    return min(steps, default=None)
+
+
 def favourite(rows):
-    """The number, "first" or "second", whose share is larger at its peak in the rows of a run's metrics."""
-    peaks = {number: max(share_of_number(row, number) for row in rows) for number in OTHER}
+    """The number, "first" or "second", whose share is larger at its peak before its stage two; of a run's metrics."""
+    peaks = {}
+    for number in OTHER:
+        stage_two = stage_two_of(rows, number)
+        before = [row for row in rows if row["step"] > 0 and (stage_two is None or row["step"] < stage_two)]
+        peaks[number] = max((share_of_number(row, number) for row in before), default=0.0)
     return max(peaks, key=peaks.get)
 
 
@@ -256,9 +266,8 @@ def stages_of(rows, number):
     """
     trained = [row for row in rows if row["step"] > 0]
     one = [row["step"] for row in trained if share_of_number(row, number) > 0.6]
-    two = [row["step"] for row in trained if row[f"kind/{OTHER[number]} (larger)"] > 0.8]
     stage_one = min(one, default=None)
-    stage_two = min(two, default=None)
+    stage_two = stage_two_of(rows, number)
     before = [row for row in trained if stage_two is None or row["step"] < stage_two]
     tested = {}  # {step: test accuracy}
     for row in rows:
@@ -278,7 +287,7 @@ def stages_of(rows, number):
 def draw_run(axis, rows, title):
     """Stack the kinds of answers where the favourite is the smaller number; and the accuracy on all problems."""
     trained = [row for row in rows if row["step"] > 0]
-    number = favourite(trained)
+    number = favourite(rows)
     steps = [row["step"] for row in trained]
     shares = [shares_of(row, number) for row in trained]
     layers = [[share[name] for share in shares] for name in SHARES]
@@ -309,7 +318,9 @@ def draw_runs(path, runs):
 
 # --------------------------------------------------------------------------------------------------------------- report
 def print_table(head, rows):
-    """A Markdown table; its cells are texts."""
+    """A Markdown table, if it has rows; its cells are texts."""
+    if not rows:
+        return
     for cells in [head, ["---"] * len(head), *rows]:
         print(f"| {' | '.join(cells)} |")
     print()
@@ -320,21 +331,20 @@ def report(args):
     runs = {}
     pairs = {}
     unseen = {}
-    for path in sorted((args.where / "real").glob("*.json")):
-        record = read_json(path)
+    for name, record in read_records(args.where / "real.jsonl").items():
         if "metrics" in record:
-            arm, _, seed = path.stem.rpartition("-")
+            arm, _, seed = name.rpartition("-")
             runs[RunKey(arm, int(seed))] = record["metrics"]
         elif "curves" in record:
-            pairs[path.stem] = record
+            pairs[name] = record
         else:
-            unseen[path.stem] = record["unseen"]
+            unseen[name] = record["unseen"]
     if not runs:
         return
 
     stages = {}
     for key in sorted(runs, key=lambda key: (list(ARMS).index(key.arm), key.seed)):
-        stages[key] = {"first": stages_of(runs[key], "first"), "either": stages_of(runs[key], favourite(runs[key][1:]))}
+        stages[key] = {"first": stages_of(runs[key], "first"), "either": stages_of(runs[key], favourite(runs[key]))}
     rows = []
     for key, found in stages.items():
         either = found["either"]
@@ -399,29 +409,36 @@ def report(args):
     draw_runs(args.where / "real.png", runs)
 
 
+def model_jobs(keys, args):
+    """{name: Job} of what the models of some training runs are asked: the base, and each end and stalled of dapo."""
+    jobs = {}
+    for key in keys:
+        if key.arm == "dapo":
+            end = folder_of(key, args) / "model"
+            stalled = folder_of(key, args) / f"model_{2 if args.quick else STALLED:06d}"
+            jobs[f"pair-end-{key.seed}"] = pair_job(f"pair-end-{key.seed}", end, args)
+            jobs[f"end-{key.seed}"] = unseen_job(f"end-{key.seed}", end, args)
+            jobs[f"pair-stalled-{key.seed}"] = pair_job(f"pair-stalled-{key.seed}", stalled, args)
+    jobs["base"] = unseen_job("base", MODEL, args)
+    return jobs
+
+
 def main(args):
     random_answers = args.runs / "real" / "random_answers.jsonl"
-    records = args.where / "real"
+    records = args.where / "real.jsonl"
     keys = run_keys(args.quick)
     waves = []  # of jobs; of the first three training runs, all is done before the others begin
     for wave in (keys[:3], keys[3:]):
-        waves.append({records / f"{key.arm}-{key.seed}.json": training_job(key, random_answers, args) for key in wave})
-        jobs = {records / "base.json": unseen_job("base", MODEL, args)}
-        for key in wave:
-            if key.arm == "dapo":
-                end = folder_of(key, args) / "model"
-                stalled = folder_of(key, args) / f"model_{2 if args.quick else STALLED:06d}"
-                jobs[records / f"end-{key.seed}.json"] = unseen_job(f"end-{key.seed}", end, args)
-                jobs[records / f"pair-end-{key.seed}.json"] = pair_job(f"pair-end-{key.seed}", end, args)
-                jobs[records / f"pair-stalled-{key.seed}.json"] = pair_job(f"pair-stalled-{key.seed}", stalled, args)
-        waves.append(jobs)
-    if not all(record.exists() for jobs in waves for record in jobs):
+        waves.append({f"{key.arm}-{key.seed}": training_job(key, random_answers, args) for key in wave})
+        waves.append(model_jobs(wave, args))
+    done = read_records(records)
+    if not all(name in done for jobs in waves for name in jobs):
         for folder, name in ((MODEL, "smollm2"), (PROBLEMS, "larger")):
             if not folder.exists():
                 raise SystemExit(f"{folder} is missing; run: python data/prepare.py {name}")
         write_random_answers(random_answers)
     for jobs in waves:
-        run_all(jobs)
+        run_all(jobs, records=records)
     report(args)
 
 

@@ -1,20 +1,21 @@
-"""Training, decided over bases: reweighting and filtering (paper A), learning from mistakes alone (paper B).
+"""Training, decided over five models: reweighting and filtering (paper A), learning from mistakes alone (paper B).
 
 `dapo` trains `dapo.py` with four weightings (alpha 0.2) and with three values of top-p in the rollouts. `grpo_n` trains
 `grpo_n.py` with four algorithms at one rate, paper B's clip 0.2, entropy bonus 1e-4 and four updates a rollout, and
-with one thing changed: no bonus, GSPO's own narrow clip, eight updates. 100 steps each, all on the same five bases.
+with one thing changed: no bonus, GSPO's own narrow clip, eight updates. 100 steps each, all on the same five base
+models.
 
-The rule, written before the runs; unit, interval, verdict and Holm as in common.py, for each of the two separately.
+The rule, written before the runs; unit, interval, verdict and Holm as in common.py, for each of the two separately. Its
+wording has changed since, its meaning has not.
   steps to 0.3, 0.6, 0.8   the first step at which the running mean over five steps of the accuracy of training rollouts
                            is there; a run that never is counts as steps + 1, so that differences are cut. 10 matter: a
                            tenth of the run. Not for top-p: its rollouts are another distribution
   accuracy at the end      of the last model, 150 test problems, 4 samples, full softmax. 0.02 matters: smaller gains no
-                           table of the papers calls one. For arms of dapo.py also at top-p 0.7: of a finished model
-                           most errors are of the sampling's tail, which rollouts at top-p never saw, and entropy itself
-                           costs some
-  entropy, length          log of the value over the base's on test problems, at the end and at the middle of the five
-                           steps at which the training accuracy reaches 0.6 (interpolated between evaluations; a run
-                           that never does is left out). 0.1 matters, 10%; for lengths 0.03, two tokens of 68
+                           table of the papers calls one. For arms of dapo.py also at top-p 0.7: most errors of a
+                           finished model come from the tail of the distribution, which rollouts at top-p never saw
+  entropy, length          log of the value over the base model's on test problems, at the end and at the middle of the
+                           five steps at which the training accuracy reaches 0.6 (interpolated between evaluations; a
+                           run that never does is left out). 0.1 matters, 10%; for lengths 0.03, two tokens of 68
   entropy rises again      log of the entropy at the end over its lowest evaluation: above 0.05, as the lowest of eleven
                            noisy numbers lies below the last by construction; 0.05 more matters
   competitive              steps to 0.6, GRPO's minus its own, above -10; accuracy at the end minus GRPO's, above -0.02.
@@ -24,22 +25,21 @@ The rule, written before the runs; unit, interval, verdict and Holm as in common
                            over the end, above log 1.25, as the highest of noisy numbers exceeds both by some percent.
                            One at a time: growth in log in the n steps after that step minus growth in the n before it,
                            n as large as the run allows. All relative to the start
-  longer problems          gain over the base on long.jsonl (16 operations; training has 4 to 12), above 0.05; and as a
-                           share of the gain on test problems, above 0.5
-Nearly guaranteed by construction, and no claim: accuracy ends above the base's; top-p 0.95 excludes a token that
+  longer problems          gain over the base model on long.jsonl (16 operations; training has 4 to 12), above 0.05; and
+                           as a share of the gain on test problems, above 0.5
+Nearly guaranteed by construction, and no claim: accuracy ends above the base model's; top-p 0.95 excludes a token that
 likelier ones of 0.95 precede, and the best action starts at 0.003 to 0.08; one at a time grows more in the 80 steps
 after that peak than in the 20 before.
 Amended when the five runs of none, seed 2, were there and no other: the middle of the five steps (it was the last),
 top-p 0.7 for all arms of dapo.py, the equal n of one at a time, and no difference in steps where neither arm arrives.
 
-Power, from pilots (dapo.py, none, seed 1, which is not run again): steps to 0.3, 0.6, 0.8 of the five bases have sd 4,
-5 and 10, accuracy at the end 0.012. Two arms that vary so and independently differ by smallest_decidable(1.4 sd) = 9,
-11, 24 steps and 0.028: 10 steps can just be decided up to 0.6, hardly at 0.8 unless bases are slow in both arms alike;
-0.02 cannot, effects of the first world (0.04 to 0.07) can. Pilots of grpo_n.py's rate and mini-batch: base 1, seed 101
-(at two updates a rollout GRPO-N leaves the plateau, on which accuracy stalls while two at once is exploited, only after
-step 100; at four it has 0.73 there). More bases, and a second training seed, are beyond the budget: not run. Four arms
-were to have that seed; it was cut for time when 43 of 80 runs were recorded (23 and 20), some of them looked at, and no
-verdict was there. So the spread over bases is that of base and seed together.
+Expected before the runs, from pilots: five models can decide 9, 11 and 24 steps to 0.3, 0.6 and 0.8, and 0.028 of
+accuracy. A second training seed of four arms was planned. It was cut for time when 43 of 80 runs were recorded (23 and
+20), some of them looked at, and no verdict was there. So the spread over models is that of model and seed together.
+
+The plateau is the part of a run in which accuracy stalls while two at once is exploited. Rate and mini-batch of
+grpo_n.py are from pilots (base model 1, seed 101): at two updates a rollout GRPO-N leaves the plateau only after step
+100, at four it is right 0.73 of the time there.
 
     python studies/training.py            # 6 hours on two cores; goes on where it was interrupted
     python studies/training.py --quick    # five arms of two steps: to see that it works
@@ -62,6 +62,7 @@ from common import (
     make_bases,
     read_json,
     read_jsonl,
+    read_records,
     rounded,
     run_all,
 )
@@ -93,6 +94,20 @@ ARMS = {  # of each script, and its flags
 }
 QUICK_ARMS = {"dapo": ("none", "low-prob", "top-p 0.7"), "grpo_n": ("grpo", "grpo-n")}
 TOP_P_ARMS = ("top-p 0.95", "top-p 0.9", "top-p 0.7")
+NAMES = {  # of arms in tables and figures; others have their own
+    "none": "DAPO",
+    "dominate": "Dominate",
+    "ppl": "PPL",
+    "grpo": "GRPO",
+    "grpo-n": "GRPO-N",
+    "gspo": "GSPO",
+    "gspo-n": "GSPO-N",
+    "grpo, no bonus": "GRPO, no bonus",
+    "grpo-n, no bonus": "GRPO-N, no bonus",
+    "grpo, 8 updates": "GRPO, 8 updates",
+    "grpo-n, 8 updates": "GRPO-N, 8 updates",
+    "gspo, narrow clip": "GSPO, narrow clip",
+}
 SEEDS = (2,)  # of training
 STEPS = 100
 N_TEST = 150  # problems at the end, and the longer ones
@@ -122,7 +137,7 @@ EVALUATIONS = {  # name in a record: names in metrics.jsonl, dapo.py's and grpo_
 
 
 class RunKey(NamedTuple):
-    """Which run of a script. A base itself, which is evaluated only, is RunKey("base", base, 0)."""
+    """Which run of a script. A base model, which is evaluated only, is RunKey("base", base, 0)."""
 
     arm: str
     base: int  # pre-training seed
@@ -131,7 +146,7 @@ class RunKey(NamedTuple):
 
 # ----------------------------------------------------------------------------------------------------------------- jobs
 def run_keys(script, args, arms=None):
-    """The runs of a script, a list of RunKey. arms: of these alone, without the bases; default: of all."""
+    """The runs of a script, a list of RunKey. arms: of these alone, without the base models; default: of all."""
     with_bases = arms is None
     if arms is None:
         arms = QUICK_ARMS[script] if args.quick else ARMS[script]
@@ -144,19 +159,14 @@ def run_keys(script, args, arms=None):
 def folder_of(script, key, args):
     """The folder of a run."""
     if key.arm == "base":
-        return args.runs / f"base-{key.base}"
+        return args.runs / run_name(key)
     return args.runs / script / run_name(key)
 
 
-def record_of(script, key, args):
-    """The path of a run's record."""
-    if key.arm == "base":
-        return args.where / script / f"base-{key.base}.json"
-    return args.where / script / f"{run_name(key)}.json"
-
-
 def run_name(key):
-    """RunKey("gspo, narrow clip", 1, 2) -> "gspo-narrow-clip-1-2"."""
+    """RunKey("gspo, narrow clip", 1, 2) -> "gspo-narrow-clip-1-2", the name of its record."""
+    if key.arm == "base":
+        return f"base-{key.base}"
     arm = key.arm.replace(", ", "-").replace(" ", "-")
     return f"{arm}-{key.base}-{key.seed}"
 
@@ -177,7 +187,7 @@ def training_command(script, key, args):
 
 
 def final_problems(base, args):
-    """The file with the test and then the long problems of a base that models are tried on at the end."""
+    """The file with the test and then the long problems that models made of a base model answer at the end."""
     path = args.runs / f"problems-{base}.jsonl"
     if not path.exists():
         data = base_folder(base, args.quick)
@@ -215,30 +225,35 @@ def training_job(script, key, args):
 
 
 def base_job(script, key, args):
-    """The Job of a base: count its right responses."""
+    """The Job of a base model: count its right responses."""
     folder = folder_of(script, key, args)
     run = final_run(base_folder(key.base, args.quick) / "base", key.base, folder, 1.0, args)
     return Job([run], functools.partial(base_summary, folder))
 
 
 def jobs_of(script, keys, args):
-    """{path of the record: Job} of runs, None where the record is there. Makes the bases if one is missing."""
-    records = {key: record_of(script, key, args) for key in keys}
-    make_bases(args, records.values())
+    """{name of the record: Job} of runs, None where the record is there. Makes the base models if one is missing."""
+    path = args.where / f"{script}.jsonl"
+    make_bases(args, path, [run_name(key) for key in keys])
+    recorded = read_records(path)
     jobs = {}
-    for key, record in records.items():
-        if record.exists():
-            jobs[record] = None  # nothing to do, and perhaps no base to do it with
+    for key in keys:
+        name = run_name(key)
+        if name in recorded:
+            jobs[name] = None  # nothing to do, and perhaps no base model to do it with
         elif key.arm == "base":
-            jobs[record] = base_job(script, key, args)
+            jobs[name] = base_job(script, key, args)
         else:
-            jobs[record] = training_job(script, key, args)
+            jobs[name] = training_job(script, key, args)
     return jobs
 
 
-def read_records(script, keys, args):
-    """{RunKey: record}."""
-    return {key: read_json(record_of(script, key, args)) for key in keys}
+def run_missing(script, keys, args):
+    """Do the runs that have no record; {RunKey: record} of all."""
+    path = args.where / f"{script}.jsonl"
+    run_all(jobs_of(script, keys, args), records=path)
+    records = read_records(path)
+    return {key: records[run_name(key)] for key in keys}
 
 
 # -------------------------------------------------------------------------------------------------------------- records
@@ -258,7 +273,7 @@ def final_counts(folder):
 
 
 def base_summary(folder):
-    """The record of a base."""
+    """The record of a base model."""
     return {"end": final_counts(folder)}
 
 
@@ -330,14 +345,14 @@ def stage_measures(record):
         peak = int(two[4:].argmax()) + 4
     n = min(peak - start, len(one) - 1 - peak)
     return {
-        "log leaps of two, highest over start": math.log(two[peak] / two[start]),
-        "log leaps of two, highest over end": math.log(two[peak] / two[-1]),
+        "log two at once, highest over start": math.log(two[peak] / two[start]),
+        "log two at once, highest over end": math.log(two[peak] / two[-1]),
         "growth after minus before": math.log(one[peak + n] * one[peak - n] / one[peak] ** 2),
     }
 
 
 def measures(record, base):
-    """{measure: number} of a run; `base`: the record of its base. nan where a run has no such number."""
+    """{measure: number} of a run; `base`: the record of its base model. nan where a run has no such number."""
     end = record["end"]
     evaluations = record["evaluations"]
     found = {}
@@ -369,6 +384,7 @@ class Claim(NamedTuple):
 
     paper: str
     text: str
+    line: str  # what tells it from other claims of the same text
     measure: str
     more: str  # an arm
     less: str | None = None  # another; None: 0
@@ -377,10 +393,11 @@ class Claim(NamedTuple):
     is_below: bool = False  # that it is below 0
 
 
-END = "at the end"
-AT_MATCHED = f"at accuracy {MATCHED}"
 ACCURACY = "accuracy at the end"
+ACCURACY_TOP_P = f"{ACCURACY}, top-p 0.7"
 STEPS_TO_MATCHED = f"steps to {MATCHED}"
+ENTROPY = "log entropy at the end"
+ENTROPY_MATCHED = f"log entropy at accuracy {MATCHED}"
 OVER_LOWEST = "log entropy over its lowest"
 
 
@@ -389,78 +406,97 @@ def dapo_claims():
     claims = []
     for other in ("none", "dominate", "ppl"):
         for level in (0.6, 0.8):
-            text = f"low-prob before {other}"
-            claims.append(Claim("A 4.2 (ours: speed)", text, f"steps to {level}", "low-prob", other, matters=10))
-        for measure in (ACCURACY, f"{ACCURACY}, top-p 0.7"):
-            text = f"low-prob is more accurate than {other}"
-            claims.append(Claim("A 4.2, fig. 5a", text, measure, "low-prob", other, matters=0.02))
-    for at in (END, AT_MATCHED):
+            text = "low-prob is faster (steps)"
+            line = f"than {NAMES[other]}, to {level}"
+            claims.append(Claim("A 4.2 (ours)", text, line, f"steps to {level}", "low-prob", other, matters=10))
+        for measure in (ACCURACY, ACCURACY_TOP_P):
+            text = "low-prob is more accurate"
+            line = f"than {NAMES[other]}"
+            if measure == ACCURACY_TOP_P:
+                line += ", top-p 0.7"
+            claims.append(Claim("A 4.2, fig. 5a", text, line, measure, "low-prob", other, matters=0.02))
+    for at in ("at the end", f"at accuracy {MATCHED}"):
         entropy = f"log entropy {at}"
         length = f"log length {at}"
         text = "low-prob keeps more entropy than DAPO"
-        claims.append(Claim("A 4.2, fig. 5b", text, entropy, "low-prob", "none", matters=0.1))
-        claims.append(Claim("A 4.2, fig. 5b", "Dominate has less entropy", entropy, "none", "dominate", matters=0.1))
-        claims.append(Claim("A 4.2, fig. 5c", "low-prob answers longer", length, "low-prob", "none", matters=0.03))
-    text = "low-prob's entropy recovers"
-    claims.append(Claim("A 4.2, fig. 5b", text, OVER_LOWEST, "low-prob", matters=0.05, above=0.05))
-    for measure in (ACCURACY, f"{ACCURACY}, top-p 0.7"):
+        claims.append(Claim("(ours)", text, at, entropy, "low-prob", "none", matters=0.1))
+        text = "Dominate keeps less entropy than DAPO"
+        claims.append(Claim("A 4.2, fig. 5b", text, at, entropy, "none", "dominate", matters=0.1))
+        text = "low-prob answers longer than DAPO"
+        claims.append(Claim("A 4.2, fig. 5c", text, at, length, "low-prob", "none", matters=0.03))
+    text = "low-prob's entropy rises again"
+    line = "end over lowest"
+    claims.append(Claim("A 4.2, fig. 5b", text, line, OVER_LOWEST, "low-prob", matters=0.05, above=0.05))
+    for measure in (ACCURACY, ACCURACY_TOP_P):
+        suffix = ", tested at 0.7" if measure == ACCURACY_TOP_P else ""
         for arm in TOP_P_ARMS:
-            claims.append(Claim("A 3.3, fig. 3c", f"{arm} hurts", measure, "none", arm, matters=0.02))
+            text = "filtered rollouts cost accuracy"
+            claims.append(Claim("A 3.3, fig. 3c", text, f"{arm}{suffix}", measure, "none", arm, matters=0.02))
         for larger, smaller in itertools.pairwise(TOP_P_ARMS):
-            text = f"{smaller} hurts more than {larger}"
-            claims.append(Claim("A 3.3, fig. 3c", text, measure, larger, smaller, matters=0.02))
+            text = "the more they are filtered, the more"
+            line = f"{smaller} than {larger}{suffix}".replace("top-p ", "")
+            claims.append(Claim("A 3.3, fig. 3c", text, line, measure, larger, smaller, matters=0.02))
     return claims
 
 
 def grpo_n_claims():
     """The claims about grpo_n.py's arms: a list of Claim."""
+    more_entropy = "more entropy than GRPO, at the end"
+    more_entropy_matched = f"more entropy than GRPO, at accuracy {MATCHED}"
+    accurate = "at most 0.02 less accurate than GRPO"
+    fast = f"at most 10 steps later than GRPO to {MATCHED}"
+    in_table = "B 4, tables 1-3"
+    in_figure = "B 4, fig. 2"
+    in_both = "B 4, fig. 2, table 4"
     claims = []
     for arm in ("grpo-n", "gspo", "gspo-n"):
-        text = f"{arm} has more entropy than grpo"
-        claims.append(Claim("B 4, fig. 2, table 4", text, f"log entropy {END}", arm, "grpo", matters=0.1))
-        claims.append(Claim("(ours)", text, f"log entropy {AT_MATCHED}", arm, "grpo", matters=0.1))
-        text = f"{arm} is competitive"
-        claims.append(Claim("B 4, tables 1-3", text, ACCURACY, arm, "grpo", above=-0.02))
-        claims.append(Claim("(ours)", text, STEPS_TO_MATCHED, arm, "grpo", above=-10))
-        text = f"{arm}'s entropy rises again"
-        claims.append(Claim("B 4, fig. 2", text, OVER_LOWEST, arm, matters=0.05, above=0.05))
-    text = "grpo's entropy does not rise"
-    claims.append(Claim("B 4, fig. 2", text, OVER_LOWEST, "grpo", above=-0.05, is_below=True))
-    text = "grpo-n ends above the base's entropy"
-    claims.append(Claim("B fig. 2; not table 4, AIME25", text, f"log entropy {END}", "grpo-n", matters=0.1))
+        name = NAMES[arm]
+        claims.append(Claim(in_both, more_entropy, name, ENTROPY, arm, "grpo", matters=0.1))
+        claims.append(Claim("(ours)", more_entropy_matched, name, ENTROPY_MATCHED, arm, "grpo", matters=0.1))
+        claims.append(Claim(in_table, accurate, name, ACCURACY, arm, "grpo", above=-0.02))
+        claims.append(Claim("(ours)", fast, name, STEPS_TO_MATCHED, arm, "grpo", above=-10))
+        text = "entropy rises again"
+        claims.append(Claim(in_figure, text, name, OVER_LOWEST, arm, matters=0.05, above=0.05))
+    text = "GRPO's entropy does not rise"
+    claims.append(Claim(in_figure, text, "end over lowest", OVER_LOWEST, "grpo", above=-0.05, is_below=True))
+    text = "GRPO-N ends above the base model's entropy"
+    claims.append(Claim("B 4, fig. 2", text, "log ratio", ENTROPY, "grpo-n", matters=0.1))
     for change in ("no bonus", "8 updates"):
         arms = (f"grpo-n, {change}", f"grpo, {change}")
-        text = f"{change}: grpo-n has more entropy"
-        claims.append(Claim("B 4, fig. 2", text, f"log entropy {END}", *arms, matters=0.1))
-        claims.append(Claim("B 4, fig. 2", text, f"log entropy {AT_MATCHED}", *arms, matters=0.1))
-        text = f"{change}: grpo-n is competitive"
-        claims.append(Claim("(ours)", text, STEPS_TO_MATCHED, *arms, above=-10))
-        claims.append(Claim("B 4, tables 1-3", text, ACCURACY, *arms, above=-0.02))
-    text = "clip 0.2 trains GSPO better than its own"
-    claims.append(Claim("(ours)", text, STEPS_TO_MATCHED, "gspo", "gspo, narrow clip", matters=10))
-    claims.append(Claim("(ours)", text, ACCURACY, "gspo", "gspo, narrow clip", matters=0.02))
-    text = "the bonus keeps entropy"
-    claims.append(Claim("(ours)", text, f"log entropy {END}", "grpo", "grpo, no bonus", matters=0.1))
-    claims.append(Claim("(ours)", text, f"log entropy {AT_MATCHED}", "grpo", "grpo, no bonus", matters=0.1))
+        line = f"GRPO-N, {change}"
+        claims.append(Claim(in_both, more_entropy, line, ENTROPY, *arms, matters=0.1))
+        claims.append(Claim("(ours)", more_entropy_matched, line, ENTROPY_MATCHED, *arms, matters=0.1))
+        claims.append(Claim("(ours)", fast, line, STEPS_TO_MATCHED, *arms, above=-10))
+        claims.append(Claim(in_table, accurate, line, ACCURACY, *arms, above=-0.02))
+    text = "clip 0.2 trains GSPO better than its own clip"
+    arms = ("gspo", "gspo, narrow clip")
+    claims.append(Claim("(ours)", text, f"steps to {MATCHED}", STEPS_TO_MATCHED, *arms, matters=10))
+    claims.append(Claim("(ours)", text, "accuracy", ACCURACY, *arms, matters=0.02))
+    text = "the bonus keeps GRPO's entropy"
+    arms = ("grpo", "grpo, no bonus")
+    claims.append(Claim("(ours)", text, "at the end", ENTROPY, *arms, matters=0.1))
+    claims.append(Claim("(ours)", text, f"at accuracy {MATCHED}", ENTROPY_MATCHED, *arms, matters=0.1))
     return claims
 
 
 def shared_claims(arm):
     """The claims about one arm of either script: a list of Claim."""
-    ours = "B 3 (ours: habits)"
+    ours = "B 3 (ours)"
     quarter = math.log(1.25)
-    highest = "log leaps of two, highest over"
-    return [
-        Claim(ours, f"{arm}: leaps of two grow first", f"{highest} start", arm, matters=quarter, above=quarter),
-        Claim(ours, f"{arm}: then they fall", f"{highest} end", arm, matters=quarter, above=quarter),
-        Claim(ours, f"{arm}: leaps of one grow then", "growth after minus before", arm, matters=quarter),
-        Claim("(ours)", f"{arm} carries to longer problems", "gain on long problems", arm, matters=0.05, above=0.05),
-        Claim("(ours)", f"{arm} carries half of it", "share of the gain carried", arm, matters=0.1, above=0.5),
-    ]
+    highest = "log two at once, highest over"
+    name = NAMES[arm]
+    rises = Claim(ours, "two at once rises first", name, f"{highest} start", arm, matters=quarter, above=quarter)
+    falls = Claim(ours, "then it falls", name, f"{highest} end", arm, matters=quarter, above=quarter)
+    grows = Claim(ours, "then one at a time rises faster", name, "growth after minus before", arm, matters=quarter)
+    text = "gains over 0.05 on longer problems"
+    longer = Claim("(ours)", text, name, "gain on long problems", arm, matters=0.05, above=0.05)
+    text = "over half of its gain on test problems"
+    half = Claim("(ours)", text, name, "share of the gain carried", arm, matters=0.1, above=0.5)
+    return [rises, falls, grows, longer, half]
 
 
 def effects(claim, found):
-    """The effect of a Claim on each base, a list. found: {RunKey: measures}."""
+    """The effect of a Claim on each base model, a list. found: {RunKey: measures}."""
     sign = -1 if claim.is_below or claim.measure.startswith("steps") else 1
     more = {}  # {(base, seed): number}
     less = {}
@@ -485,11 +521,35 @@ def claims_of(script, found):
     for claim in claims:
         if claim.more in arms and (claim.less is None or claim.less in arms):
             values = effects(claim, found)
-            rows.append(decide(claim.paper, claim.text, claim.measure, values, claim.matters, claim.above))
+            rows.append(decide(claim.paper, claim.text, claim.line, values, claim.matters, claim.above))
     return rows
 
 
 # --------------------------------------------------------------------------------------------------------------- figure
+TITLES = {
+    "dapo": "Reweighting changes little. Without unlikely tokens (top-p 0.9, 0.7) accuracy stalls",
+    "grpo_n": "Learning from mistakes alone (GRPO-N, GSPO-N) is slower",
+}
+STYLES = {  # (colour, line) of each arm; orange, blue and green are the colours of the actions
+    "none": ("black", "-"),
+    "low-prob": ("tab:red", "-"),
+    "dominate": ("tab:purple", "-"),
+    "ppl": ("tab:brown", "-"),
+    "top-p 0.95": ("tab:olive", "-"),
+    "top-p 0.9": ("tab:olive", "--"),
+    "top-p 0.7": ("tab:olive", ":"),
+    "grpo": ("black", "-"),
+    "grpo, no bonus": ("black", "--"),
+    "grpo, 8 updates": ("black", ":"),
+    "grpo-n": ("tab:red", "-"),
+    "grpo-n, no bonus": ("tab:red", "--"),
+    "grpo-n, 8 updates": ("tab:red", ":"),
+    "gspo": ("tab:purple", "-"),
+    "gspo, narrow clip": ("tab:purple", "--"),
+    "gspo-n": ("tab:brown", "-"),
+}
+
+
 def metrics_rows(record, arm):
     """A record as rows of metrics.jsonl. At top-p without the rollouts, which are drawn from less."""
     rows = []
@@ -511,16 +571,17 @@ def metrics_rows(record, arm):
 def main():
     args = arguments(__doc__)
     for script in ARMS:
-        keys = run_keys(script, args)
-        run_all(jobs_of(script, keys, args))
-        records = read_records(script, keys, args)
+        records = run_missing(script, run_keys(script, args), args)
         found = {}
         curves = {}
+        styles = {}
         for key, record in records.items():
             if key.arm != "base":
                 found[key] = measures(record, records[RunKey("base", key.base, 0)])
-                curves.setdefault(key.arm, []).append(metrics_rows(record, key.arm))
-        finish(args, script, claims_of(script, found), draw, curves)
+                name = NAMES.get(key.arm, key.arm)
+                curves.setdefault(name, []).append(metrics_rows(record, key.arm))
+                styles[name] = STYLES[key.arm]
+        finish(args, script, claims_of(script, found), draw, curves, TITLES[script], styles)
         for key, row in found.items():
             print(*key, {name: round(float(x), 3) for name, x in row.items()})
 

@@ -1,6 +1,6 @@
-"""Decide three claims of docs/claims.md again, from the records of the runs alone and without any code of the studies.
+"""Decide three claims of docs/tables.md again, from the records of the runs alone and without any code of the studies.
 
-python tests/recompute.py            # exit status 1 if an effect, an interval or a verdict differs
+python tests/recompute.py            # exit status 1 if an effect, an interval or a label (before correction) differs
 """
 
 import itertools
@@ -29,7 +29,7 @@ def steps_to(accuracy, level):
 
 
 def speed(records, bases):
-    """dapo: how many steps earlier low-prob reaches 0.6 than none, on each base."""
+    """dapo: how many steps earlier low-prob reaches 0.6 than none, on each base model."""
     runs = records("dapo")
     effects = []
     for base in bases:
@@ -49,7 +49,7 @@ def plateau_of(run):
 
 
 def shrinkage(records, bases):
-    """boundary: share of problems with a right response of the base, minus that of GRPO on its plateau."""
+    """boundary: share of problems with a right response of the base model, minus that of GRPO on its plateau."""
     solved = records("boundary")
     runs = records("grpo_n")
     effects = []
@@ -86,24 +86,25 @@ def order(records, bases):
     return [mean_accuracy(curve["dlogp"]) - mean_accuracy(curve["kl"]) for curve in curves]
 
 
-CLAIMS = [  # study, claim, how its measure begins; the effect on each base, the smallest that matters
-    ("dapo", "low-prob before none", "steps to 0.6", speed, 10),
-    ("boundary", "early training shrinks: grpo", "pass@", shrinkage, 0.05),
-    ("replacement", "dlogp beats kl", "accuracy, end, top-p 1", order, 0.02),
+CLAIMS = [  # study, how its claim begins, its measure; the effect on each base model, the smallest that matters
+    ("dapo", "low-prob is faster", "than DAPO, to 0.6", speed, 10),
+    ("boundary", "early training shrinks", "GRPO, 1/1", shrinkage, 0.05),
+    ("replacement", "dlogp beats KL", "end, top-p 1", order, 0.02),
 ]
 
 
-def verdict_of(mean, half_width, matters):
+def label_of(mean, half_width, matters):
     if mean > half_width:
-        return "holds"
+        return "yes" if mean >= matters else "yes, but small"
     if mean + half_width < matters:
-        return "does not hold"
-    return "undecided"
+        return "no"
+    return "open"
 
 
 def main(results):
     def records(study):
-        return {path.stem: json.loads(path.read_text()) for path in sorted((results / study).glob("*.json"))}
+        rows = [json.loads(line) for line in (results / f"{study}.jsonl").read_text().splitlines()]
+        return {row["name"]: row for row in rows}
 
     bases = sorted({name.split("-")[0] for name in records("pairs")})
     all_same = True
@@ -112,19 +113,19 @@ def main(results):
             print(f"not run yet  {study}: {claim}")
             continue
         rows = json.loads((results / f"{study}.json").read_text())["claims"]
-        (row, *_) = [row for row in rows if row["claim"] == claim and row["measure"].startswith(measure)]
+        (row,) = [row for row in rows if row["claim"].startswith(claim) and row["measure"] == measure]
         effects = effect_of(records, bases)
         mean = fmean(effects)
         half_width = T_QUANTILE[len(effects) - 1] * stdev(effects) / math.sqrt(len(effects))
-        if half_width == 0:  # no spread: undecided
+        if half_width == 0:  # no spread: open
             half_width = math.inf
-        verdict = verdict_of(mean, half_width, matters)
-        recorded = math.inf if row["half"] is None else row["half"]
+        label = label_of(mean, half_width, matters)
+        recorded = math.inf if row["half_width"] is None else row["half_width"]
         same_half_width = half_width == recorded or abs(half_width - recorded) < 0.01
-        same = abs(mean - row["effect"]) < 0.002 and same_half_width and verdict == row["verdict"]
+        same = abs(mean - row["effect"]) < 0.002 and same_half_width and label == row["label"]
         all_same = all_same and same
         word = "same" if same else "DIFFERS"
-        print(f"{word}  {study}: {claim}: {mean:+.4f} ± {half_width:.4f}, {verdict}; {row['verdict']}")
+        print(f"{word}  {study}: {claim}: {mean:+.4f} ± {half_width:.4f}, {label}; {row['label']}")
     return 0 if all_same else 1
 
 
