@@ -1036,26 +1036,36 @@ def histogram_edges(values):
 
 def draw_histograms(path, tokens, edges, table, title):
     """Draw figures 1b and 12 to 15: each metric on RLVR's tokens and on the base's. table: see comparison_row."""
-    labels = {
-        "dlogp": "dlogp (nats)",
-        "entropy_base": "entropy of the base model (nats)",
-        "entropy_rlvr": "entropy of the RLVR model (nats)",
-        "kl": "KL, mean of both directions (nats)",
-        "kl_rlvr_base": "KL(RLVR || base) (nats)",
-        "kl_base_rlvr": "KL(base || RLVR) (nats)",
+    labels = {  # name of the panel, and of its axis
+        "dlogp": ("dlogp", "dlogp (nats)"),
+        "entropy_base": ("entropy of the base model", "entropy (nats)"),
+        "entropy_rlvr": ("entropy of the RLVR model", "entropy (nats)"),
+        "kl": ("KL, mean of both directions", "KL (nats)"),
+        "kl_rlvr_base": ("KL(RLVR || base)", "KL (nats)"),
+        "kl_base_rlvr": ("KL(base || RLVR)", "KL (nats)"),
     }
-    figure = Figure(figsize=(15, 7.5), layout="constrained")
-    for axis, metric in zip(figure.subplots(2, 3).flat, METRICS, strict=True):
+    distance = {metric: abs(table[metric]["auc"] - 0.5) for metric in METRICS}
+    best = max(distance, key=distance.get)
+    verdict = f"{labels[best][0]} tells it best" if distance[best] > 0.02 else "no measure tells it"
+    figure = Figure(figsize=(10.5, 6.8), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for axis, metric in zip(axes.flat, METRICS, strict=True):
         bins = edges[metric]
         for source, label, color in (("base", "base model", "gray"), ("rlvr", "RLVR model", "tab:red")):
             values = np.clip(tokens[metric][tokens["source"] == source], bins[0], bins[-1])
-            axis.hist(values, bins, density=True, alpha=0.5, color=color, label=f"responses of the {label}")
-        overlap = table[metric]["overlap"]
-        axis.set_title(f"overlap {overlap:.2f}, AUC {table[metric]['auc']:.2f}")
-        axis.set(xlabel=labels[metric], ylabel="density of tokens", yscale="log")
+            axis.hist(values, bins, density=True, alpha=0.5, color=color, label=f"tokens that the {label} wrote")
+        name, xlabel = labels[metric]
+        axis.set_title(f"{name}\nAUC {table[metric]['auc']:.2f}, overlap {table[metric]['overlap']:.2f}", fontsize=11)
+        axis.set(xlabel=xlabel, yscale="log")
         axis.grid(alpha=0.3)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle(f"Which measure tells the two models' tokens apart? (not at all: overlap 1, AUC 0.5)\n{title}")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("density of tokens (log scale)")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=11)
+    figure.suptitle(
+        f"Which model wrote a token? By AUC, {verdict}\n"
+        f"{title}; a measure that tells nothing has AUC 0.5 and overlap 1",
+        fontsize=12,
+    )
     figure.savefig(path, dpi=110)
 
 
@@ -1069,27 +1079,32 @@ def draw_bars(axis, table, columns):
 
 def draw_figure_3(path, tokens, tables, title):
     """Draw figures 3a and 3b: the gradient by probability, in the training batch, and probabilities by dlogp."""
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
-    coefficient, gradient, probability = figure.subplots(1, 3)
+    figure = Figure(figsize=(10.5, 7.6), layout="constrained")
+    axes = figure.subplot_mosaic([["coefficient", "gradient"], ["probability", "probability"]])
     right = tokens["adv"] > 0
     wrong = tokens["adv"] < 0
     for of_label, label, color in ((right, "right (A > 0)", "tab:purple"), (wrong, "wrong (A < 0)", "tab:brown")):
         x = np.exp(tokens["logp_rlvr"][of_label])
         y = tokens["coefficient"][of_label]
-        coefficient.scatter(x, y, s=5, alpha=0.4, label=f"in responses that are {label}", color=color)
-    coefficient.set_title("Unlikely tokens get the largest gradients (figure 3a)")
-    coefficient.set(xlabel="probability p under the RLVR model", ylabel="gradient coefficient |A| 2 (1 - p)")
-    shares = {"share": ("of the tokens", "tab:cyan"), "mass": ("of the gradient", "tab:olive")}
-    draw_bars(gradient, tables["gradient_bins"], shares)
-    gradient.set_title("How much of the gradient they get together")
-    gradient.set(xlabel="probability under the RLVR model", ylabel="share")
+        label = f"in responses that are {label}"
+        axes["coefficient"].scatter(x, y, s=5, alpha=0.4, label=label, color=color)
+    axes["coefficient"].set_title("Unlikely tokens get the largest gradients (figure 3a)")
+    axes["coefficient"].set(xlabel="probability p under the RLVR model", ylabel="gradient |A| 2 (1 - p) of a token")
+    shares = {"share": ("of all tokens", "tab:cyan"), "mass": ("of the whole gradient", "tab:olive")}
+    draw_bars(axes["gradient"], tables["gradient_bins"], shares)
+    unlikely = list(tables["gradient_bins"].values())[:5]
+    share = sum(row["share"] for row in unlikely)
+    mass = sum(row["mass"] for row in unlikely)
+    axes["gradient"].set_title(f"{share:.0%} of tokens (p < 0.5) have {mass:.0%} of the gradient")
+    axes["gradient"].set(xlabel="probability p under the RLVR model", ylabel="share")
     probabilities = {"p_base": ("under the base model", "gray"), "p_rlvr": ("under the RLVR model", "tab:red")}
-    draw_bars(probability, tables["dlogp_bins"], probabilities)
-    probability.set_title("How likely changed tokens are (figure 3b)")
-    probability.set(xlabel="dlogp (nats)", ylabel="mean probability")
-    for axis in (coefficient, gradient, probability):
+    draw_bars(axes["probability"], tables["dlogp_bins"], probabilities)
+    axes["probability"].set_title("How likely the tokens that changed are, before and after RLVR (figure 3b)")
+    axes["probability"].set(xlabel="dlogp (nats): less likely on the left, more likely on the right")
+    axes["probability"].set(ylabel="mean probability", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6))
+    for axis in axes.values():
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=9)
+        axis.legend(fontsize=9, loc="upper center")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
@@ -1139,23 +1154,37 @@ def token_colors(dlogp, limit=4.0):
 
 
 def draw_tokens(path, examples, width=100):
-    """Draw responses, every token on the colour of its dlogp, as far as `width` characters."""
-    figure = Figure(figsize=(10, 0.8 + 0.6 * len(examples)), layout="constrained")
+    """Draw responses, every token on the colour of its dlogp, as far as `width` characters; "..." where more follow."""
+    figure = Figure(figsize=(10.5, 1.5 + 0.46 * len(examples)), layout="constrained")
     axis = figure.subplots()
-    style = {"fontsize": 9, "va": "center", "parse_math": False}
-    for i, response in enumerate(examples):
-        axis.text(0, 3 * i + 0.5, example_title(response), **style)
+    style = {"fontsize": 9.5, "va": "center", "parse_math": False}
+    y = 0
+    asked = None  # the problem of the row above
+    for response in examples:
+        if response.problem["prompt"] != asked:
+            asked = response.problem["prompt"]
+            y += 1.8
+            problem = f"problem {printable(asked[-80:])}    answer {printable(response.problem['answer'][:40])}"
+            axis.text(-16, y - 1.2, problem, weight="bold", **style)
+        model = "base model" if response.source == "base" else "RLVR model"
+        axis.text(-16, y, f"{model}: {'right' if response.right else 'wrong'}", **style)
         x = 0
         for token, dlogp in zip(response.pieces, response.scores["dlogp"], strict=True):
             piece = printable(token)
             if x + len(piece) > width:
+                axis.text(x + 0.5, y, "...", **style)
                 break
             background, color = token_colors(dlogp)
-            axis.barh(3 * i + 1.5, len(piece), 1, x, color=background, edgecolor="white", lw=0.6)
-            axis.text(x + len(piece) / 2, 3 * i + 1.5, piece, color=color, family="monospace", ha="center", **style)
+            axis.barh(y, len(piece), 1, x, color=background, edgecolor="white", lw=0.6)
+            axis.text(x + len(piece) / 2, y, piece, color=color, family="monospace", ha="center", **style)
             x += len(piece)
-    axis.set(xlim=(0, width), ylim=(3 * max(1, len(examples)), 0))
+        y += 1.25
+    axis.set(xlim=(-16, width + 2), ylim=(max(y, 1), -0.2))
     axis.axis("off")
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-4, 4), "RdBu_r")  # as in token_colors
+    bar = figure.colorbar(scale, ax=axis, location="bottom", extend="both", shrink=0.5, aspect=40, pad=0.01)
+    bar.set_label("dlogp of a token (nats)")
+    figure.suptitle("Red: RLVR made this token more likely. Blue: less likely. White: hardly changed.", fontsize=12)
     figure.savefig(path, dpi=110)
 
 

@@ -227,20 +227,21 @@ def find_worst_stop(n, seed, steps=300, lr=2.0):
 
 def draw_theorem(path, stop):
     """Draw the probabilities of the best and the fair action of a WorstStop over training."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
     axis = figure.subplots()
     for action, name, color in ((0, "best", "tab:orange"), (1, "fair", "tab:blue")):
-        label = f"{name} action, reward {stop.rewards[action]:.2f}"
+        label = f"{name} action (reward {stop.rewards[action]:.2f}), trained until this step"
         axis.plot(stop.pi[:, action].numpy(), color=color, label=label)
-        axis.plot(stop.pi_ext[:, action].numpy(), "--", color=color, label=f"{name} action, extrapolated from there")
-    axis.axvline(stop.step, color="tab:red", lw=1, label=f"worst step to stop: {stop.gain:+.4f} of expected reward")
+        axis.plot(stop.pi_ext[:, action].numpy(), "--", color=color, label=f"{name} action, then extrapolated")
+    label = f"the worst step to stop: extrapolation changes\nthe expected reward by {stop.gain:+.4f}"
+    axis.axvline(stop.step, color="black", lw=1, ls=":", label=label)
     axis.set(
-        title="Stopped while it exploits the fair action,\nextrapolation leads away from the best",
-        xlabel="step at which training by plain gradient stops",
-        ylabel="probability",
+        title="Stopped while the fair action is exploited,\nextrapolation leads away from the best action",
+        xlabel="training step at which plain gradient ascent stops",
+        ylabel="probability of the action",
     )
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     figure.savefig(path, dpi=110)
 
 
@@ -812,12 +813,21 @@ def interval_text(mean, interval):
     return f"{mean:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
-def draw_curve(axis, x, rows, label, color):
-    """Draw accuracies minus RLVR's, of rows with paired_metrics, with their 95% intervals."""
+def draw_curve(axis, x, rows, label, color, limit=0.15):
+    """Draw accuracies minus RLVR's, of rows with paired_metrics, with their 95% intervals.
+
+    What lies beyond `limit` stands at the edge of the panel, as a number.
+    """
     y = np.array([row["diff"] for row in rows])
     low = np.array([row["diff_ci95"][0] for row in rows])
     high = np.array([row["diff_ci95"][1] for row in rows])
     axis.errorbar(x, y, (y - low, high - y), fmt="o-", ms=4, capsize=2, label=label, color=color)
+    for position, value in zip(x, y, strict=True):
+        if abs(value) > limit:
+            edge = np.sign(value) * 0.93 * limit
+            axis.text(position, edge, f"{value:+.2f}", color=color, ha="center", va="center", fontsize=9)
+    axis.set(ylim=(-limit, limit))
+    axis.margins(x=0.08)
 
 
 def draw_panels(path, rows, from_base, from_rlvr, everywhere, over_tau, args):
@@ -825,8 +835,8 @@ def draw_panels(path, rows, from_base, from_rlvr, everywhere, over_tau, args):
 
     rows: {arm: row with paired_metrics}; the others are lists of the arms of a curve.
     """
-    figure = Figure(figsize=(14.4, 4.4), layout="constrained")
-    base_axis, rlvr_axis, tau_axis = figure.subplots(1, 3)
+    figure = Figure(figsize=(10.8, 4.9), layout="constrained")
+    base_axis, rlvr_axis, tau_axis = figure.subplots(1, 3, sharey=True)
     gamma_curves = [
         (base_axis, from_base, f"resampled where dlogp < {from_base[0].tau:g}", "tab:red"),
         (rlvr_axis, from_rlvr, f"resampled where dlogp < {from_rlvr[0].tau:g}", "tab:red"),
@@ -834,19 +844,24 @@ def draw_panels(path, rows, from_base, from_rlvr, everywhere, over_tau, args):
     ]
     for axis, arms, label, color in gamma_curves:
         draw_curve(axis, [f"{arm.gamma:g}" for arm in arms], [rows[arm] for arm in arms], label, color)
-    tau_rows = [rows[arm] for arm in over_tau]
-    draw_curve(tau_axis, [100 * row["ratio"] for row in tau_rows], tau_rows, f"gamma {over_tau[0].gamma:g}", "tab:red")
-    base_axis.set(title="The base's tokens extrapolated (figure 4)", xlabel="gamma (0: resampled from RLVR)")
-    rlvr_axis.set(title="RLVR's tokens extrapolated", xlabel="gamma (0: resampled from RLVR)")
-    tau_labels = ", ".join(f"{arm.tau:g}" for arm in over_tau)
-    tau_axis.set(title="RLVR's tokens, more of them (table 1)", xlabel=f"resampled tokens (%), tau {tau_labels}")
+        axis.set(xlabel="gamma: how far beyond RLVR\n(0: resampled from RLVR itself)")
+    tau_names = [f"{arm.tau:g}\n{rows[arm]['ratio']:.1%}" for arm in over_tau]
+    label = f"resampled with gamma {over_tau[0].gamma:g}"
+    draw_curve(tau_axis, tau_names, [rows[arm] for arm in over_tau], label, "tab:red")
+    tau_axis.set(xlabel="threshold of dlogp,\nand share of the tokens resampled")
+    base_axis.set_title("The base model draws (figure 4)", fontsize=11)
+    rlvr_axis.set_title("The RLVR model draws", fontsize=11)
+    tau_axis.set_title("The RLVR model draws (table 1)", fontsize=11)
+    base_axis.set_ylabel("accuracy minus that of RLVR alone")
     for axis in (base_axis, rlvr_axis, tau_axis):
-        axis.axhline(0, color="black", lw=1, ls="--", label="RLVR")
-        axis.set(ylim=(-0.15, 0.15), ylabel="accuracy minus RLVR's (cut at 0.15)")
+        axis.axhline(0, color="black", lw=1.5, ls="--", label="RLVR model alone")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=9)
+    pair = f"{short_name(args.base)} and {short_name(args.rlvr)}"
     figure.suptitle(
-        f"{short_name(args.base)} and {short_name(args.rlvr)}, temperature {args.temperature:g}, top-p {args.top_p:g}"
+        f"Is extrapolation better than RLVR? Above the dashed line it is\n"
+        f"{pair}, temperature {args.temperature:g}, top-p {args.top_p:g}",
+        fontsize=12,
     )
     figure.savefig(path, dpi=110)
 

@@ -874,15 +874,15 @@ def draw_curves(path, panels, results, title):
         "kl-reverse": "tab:cyan",
         "entropy-rlvr": "goldenrod",
     }
-    figure = Figure(figsize=(1 + 4.5 * len(panels), 5), layout="constrained")
+    figure = Figure(figsize=(0.9 + 3.3 * max(2, len(panels)), 5.4), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     base, rlvr = results["base and RLVR"]
     legend = {}  # {name: handle}, one for all panels
     for axis, (name, jobs) in zip(axes, panels.items(), strict=True):
-        for point, label, color in ((base, "base", "gray"), (rlvr, "RLVR", "black")):
+        for point, label, color in ((base, "base model alone", "gray"), (rlvr, "RLVR model alone", "black")):
             low = point["accuracy"] - point["accuracy_ci95"]
             high = point["accuracy"] + point["accuracy_ci95"]
-            axis.axhline(point["accuracy"], color=color, lw=1, ls="--", label=label)
+            axis.axhline(point["accuracy"], color=color, lw=1.5, ls="--", label=label)
             axis.axhspan(low, high, color=color, alpha=0.12, lw=0)
         for job in jobs:
             criterion = job.removeprefix("reverse-")
@@ -892,14 +892,16 @@ def draw_curves(path, panels, results, title):
             half_widths = [point["accuracy_ci95"] for point in points]
             style = {"fmt": "o-", "ms": 4, "capsize": 2, "color": colors[criterion]}
             axis.errorbar(x, y, half_widths, label=labels[criterion], **style)
-        axis.set(title=name, xlabel="replaced tokens (%)", ylabel="share of responses right", ylim=(0, 1), xscale="log")
+        axis.set_title(name, fontsize=11)
+        axis.set(xlabel="replaced tokens (%)", ylim=(0, 1), xscale="log")
         axis.set_xticks((1, 2, 5, 10, 20, 40), (1, 2, 5, 10, 20, 40))
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         handles, names = axis.get_legend_handles_labels()
         legend.update(zip(names, handles, strict=True))
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=5, fontsize=11)
-    figure.suptitle(title)
+    axes[0].set_ylabel("accuracy: share of responses that are right")
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=10)
+    figure.suptitle(f"How accuracy changes when some tokens come from the other model\n{title}", fontsize=12)
     figure.savefig(path, dpi=110)
 
 

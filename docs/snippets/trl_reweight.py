@@ -1,11 +1,11 @@
-"""Low-probability reweighting and negative-only gradients in TRL's GRPOTrainer: from one GPU to as many as there are.
+"""Low-probability reweighting and negative-only gradients in TRL's GRPOTrainer, on one GPU or many.
 
-The two functions are those of dapo.py and grpo_n.py, pasted. The trainer is TRL's, and only its advantages change: TRL
-takes one for each token, (B, T), where a subclass gives it that.
+The two functions are pasted from dapo.py and grpo_n.py. The trainer is TRL's. Only the advantages change: a subclass
+gives TRL one advantage for each token, (B, T).
 
-    pip install trl datasets                                            # written and tested with TRL 1.16
-    python docs/snippets/trl_reweight.py                                # a few steps on the tiny model
-    torchrun --nproc-per-node 2 docs/snippets/trl_reweight.py           # ... in two processes, on CPUs as on GPUs
+    pip install -r requirements-extras.txt                       # tested with TRL 1.16
+    python docs/snippets/trl_reweight.py                         # four updates of the tiny model
+    torchrun --nproc-per-node 2 docs/snippets/trl_reweight.py    # the same in two processes, on CPUs or GPUs
 """
 
 import argparse
@@ -35,7 +35,7 @@ def negative_only(adv):
 
 
 class ReweightedTrainer(GRPOTrainer):
-    """GRPOTrainer with reweighted advantages; alpha = 0 and negative = False are TRL's own loss."""
+    """GRPOTrainer with reweighted advantages. With alpha = 0 and negative = False its loss is TRL's own."""
 
     def __init__(self, *args, alpha=0.2, negative=False, **more):
         super().__init__(*args, **more)
@@ -44,7 +44,7 @@ class ReweightedTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         logp_old = inputs.get("old_per_token_logps")
-        if logp_old is None:  # one update a generation: TRL leaves them out, since they equal the new ones
+        if logp_old is None:  # with one update to a rollout they equal the new log-probs, and TRL leaves them out
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
             attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
             length = inputs["completion_ids"].size(1)
@@ -58,7 +58,7 @@ class ReweightedTrainer(GRPOTrainer):
 
 
 def reward(completions, answer, **_):
-    """1 for the right answer in the last box, else 0: `is_correct` of dapo.py does this properly."""
+    """1 if the text in the last box is the right answer, else 0. `is_correct` of dapo.py also compares numbers."""
     rewards = []
     for completion, right in zip(completions, answer, strict=True):
         said = completion[0]["content"].rpartition("\\boxed{")[2].partition("}")[0]
@@ -68,13 +68,13 @@ def reward(completions, answer, **_):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny/base")
-    parser.add_argument("--train", default="tiny/train.jsonl")
-    parser.add_argument("--alpha", type=float, default=0.2)
-    parser.add_argument("--negative", action="store_true", help="negative advantages only")
-    parser.add_argument("--steps", type=int, default=4, help="updates")
-    parser.add_argument("--max-response", type=int, default=64)
-    parser.add_argument("--out", default="runs/trl")
+    parser.add_argument("--model", default="tiny/base", help="folder or hub name of the model")
+    parser.add_argument("--train", default="tiny/train.jsonl", help="problems, one JSON object a line")
+    parser.add_argument("--alpha", type=float, default=0.2, help="strength of the reweighting; 0 turns it off")
+    parser.add_argument("--negative", action="store_true", help="keep only negative advantages")
+    parser.add_argument("--steps", type=int, default=4, help="number of updates, two to a rollout")
+    parser.add_argument("--max-response", type=int, default=64, help="most tokens of a response")
+    parser.add_argument("--out", default="runs/trl", help="folder of the trained model")
     args = parser.parse_args()
     problems = []
     with open(args.train) as file:
