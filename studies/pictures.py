@@ -1,7 +1,8 @@
-"""The two pictures of the README, drawn from finished runs.
+"""The two pictures of the README, drawn from finished runs; and a run of the real model, from its record.
 
     python studies/pictures.py two-stages    # after python dapo.py; the real model's run is in studies/results
     python studies/pictures.py dlogp         # after python delta_logp.py
+    python studies/pictures.py real --real dapo-2 --out runs/real.png
 
 two-stages: the shares of the actions over training, stacked, of a bandit (run here, a second), of the tiny model and of
 SmolLM2-135M. What is rare and best at first is orange, common and fair is blue, worthless is green. Accuracy is above.
@@ -18,7 +19,7 @@ import numpy as np
 from common import ROOT, read_json, read_jsonl, read_records
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from real import accuracy_of, favourite, shares_of
+from real import accuracy_of, draw_runs, favourite, key_of, shares_of
 
 COLORS = {"worthless": "tab:green", "common": "tab:blue", "best": "tab:orange"}
 MAX_LENGTH = 64  # of a response that fits into the picture, in characters
@@ -48,9 +49,8 @@ def tiny_panel(path):
     return [row["step"] for row in rows], shares, [row["accuracy"] for row in rows]
 
 
-def real_panel(name):
-    """(steps, {colour name: share of responses where the favourite is smaller}, accuracy) of a record of real.py."""
-    rows = read_records(ROOT / "studies/results/real.jsonl")[name]["metrics"]
+def real_panel(rows):
+    """(steps, {colour name: share of responses where the favourite is smaller}, accuracy) of a run of real.py."""
     number = favourite(rows)
     rows = [row for row in rows if row["step"] > 0]
     shares = {"worthless": [], "common": [], "best": []}
@@ -63,7 +63,7 @@ def real_panel(name):
 
 
 def draw_two_stages(path, tiny, real):
-    """Draw bandit, tiny and real model side by side. tiny: a metrics.jsonl; real: the name of a record of real.py."""
+    """Draw bandit, tiny and real model side by side. tiny: a metrics.jsonl; real: rows of another."""
     panels = [
         ("A bandit with three actions", "update", bandit_panel()),
         ("A tiny language model", "training step", tiny_panel(tiny)),
@@ -149,18 +149,29 @@ def draw_dlogp(path, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", choices=("two-stages", "dlogp"))
+    parser.add_argument("picture", choices=("two-stages", "dlogp", "real"))
     parser.add_argument("--tiny", default=ROOT / "runs/dapo/none-seed1", type=Path, help="folder of a run of dapo.py")
     parser.add_argument("--pair", default=ROOT / "runs/delta_logp/seed1", type=Path, help="of a run of delta_logp.py")
     parser.add_argument("--real", default="dapo-1", help="name of a record of real.py")
     parser.add_argument("--out", default="", help="the picture; by default in docs/figures")
     args = parser.parse_args()
     path = Path(args.out or ROOT / "docs/figures" / f"{args.picture.replace('-', '_')}.png")
-    needed = args.tiny / "metrics.jsonl" if args.picture == "two-stages" else args.pair / "tokens.npz"
+    runs = read_records(ROOT / "studies/results/real.jsonl")
+    runs = {name: record["metrics"] for name, record in runs.items() if "metrics" in record}
+    if args.real not in runs:
+        raise SystemExit(f"--real {args.real}: no such run; there are {', '.join(sorted(runs))}")
+    if args.picture == "real":
+        needed = path.parent
+    elif args.picture == "two-stages":
+        needed = args.tiny / "metrics.jsonl"
+    else:
+        needed = args.pair / "tokens.npz"
     if not needed.exists():
-        raise SystemExit(f"{needed} is missing: run the script that writes it first, see --help")
-    if args.picture == "two-stages":
-        draw_two_stages(path, needed, args.real)
+        raise SystemExit(f"{needed} is missing: see --help")
+    if args.picture == "real":
+        draw_runs(path, {key_of(args.real): runs[args.real]})
+    elif args.picture == "two-stages":
+        draw_two_stages(path, needed, runs[args.real])
     else:
         draw_dlogp(path, args.pair)
     print(f"written: {path}")

@@ -73,6 +73,12 @@ class RunKey(NamedTuple):
     seed: int
 
 
+def key_of(name):
+    """The RunKey of a record: "dapo-1" -> RunKey("dapo", 1)."""
+    arm, _, seed = name.rpartition("-")
+    return RunKey(arm, int(seed))
+
+
 def run_keys(quick):
     """All training runs, a list of RunKey, in the order in which they are done."""
     if quick:
@@ -302,8 +308,8 @@ def draw_runs(path, runs):
     """A panel for each training run, a row for each arm. runs: {RunKey: rows of its metrics}."""
     arms = [arm for arm in ARMS if any(key.arm == arm for key in runs)]
     n_columns = max(sum(key.arm == arm for key in runs) for arm in arms)
-    figure = Figure(figsize=(9, 0.8 + 1.7 * len(arms)), layout="constrained")
-    grid = figure.subplots(len(arms), n_columns, squeeze=False, sharex=True, sharey=True)
+    figure = Figure(figsize=(9, 1.2 + 1.7 * len(arms)), layout="constrained")
+    grid = figure.subplots(len(arms), n_columns, squeeze=False, sharey=True)
     for axes, arm in zip(grid, arms, strict=True):
         keys = sorted(key for key in runs if key.arm == arm)
         for axis, key in zip(axes, keys, strict=False):
@@ -333,8 +339,7 @@ def report(args):
     unseen = {}
     for name, record in read_records(args.where / "real.jsonl").items():
         if "metrics" in record:
-            arm, _, seed = name.rpartition("-")
-            runs[RunKey(arm, int(seed))] = record["metrics"]
+            runs[key_of(name)] = record["metrics"]
         elif "curves" in record:
             pairs[name] = record
         else:

