@@ -24,6 +24,9 @@ The pairs: base and the end, base and the stalled model, which is step 8 of ever
   where        delta_logp.py, 100 problems x 4: of the sum of |dlogp| over RLVR's responses, the shares of the tokens up
                to the brace of the box, of the first digit, of later digits, and of the rest. A description
 Known before: the trial of seed 1 of `dapo.py` (all of it, replacement too), and parts of two more.
+Added after the first two runs, for the figures: shares. Who picks a number without comparing boxes the smaller one as
+often as the larger one, if both orders weigh the same. So twice the share of the smaller number is "without comparing",
+and what is left of the boxed numbers is "compares".
 Amended at step 5 of the first two runs, where the *second* number led, unlike in the trial: "either" asks the same of
 the number that a run boxes most at its peak, before stage two. Stage one: P(this number) above 0.6; stage two: right in
 more than 0.8 where the other number is larger. Both rules are reported.
@@ -59,10 +62,10 @@ ARMS = {  # arm: its name in table and figure
     "grpo": "GRPO",
     "grpo-n": "GRPO-N",
 }
-SHARES = {  # of the responses to problems whose larger number is not the favourite: name in the figure, colour
+SHARES = {  # of the responses: name in the figure, colour
     "neither": ("boxes neither number", "tab:green"),
-    "common": ("boxes the run's favourite", "tab:blue"),
-    "best": ("boxes the larger number", "tab:orange"),
+    "blind": ("boxes one without comparing", "tab:blue"),
+    "compares": ("compares", "tab:orange"),
 }
 
 
@@ -258,11 +261,13 @@ def favourite(rows):
     return max(peaks, key=peaks.get)
 
 
-def shares_of(row, number):
-    """{name of SHARES: share} of a row, of the responses to problems whose larger number is not `number`."""
-    common = row[f"kind/{number} (smaller)"]
-    best = row[f"kind/{OTHER[number]} (larger)"]
-    return {"neither": max(0.0, 1 - common - best), "common": common, "best": best}
+def shares_of(row):
+    """{name of SHARES: share} of all responses in a row of metrics; see "shares" at the top."""
+    larger = accuracy_of(row)
+    smaller = (row["kind/first (smaller)"] + row["kind/second (smaller)"]) / 2
+    compares = max(0.0, larger - smaller)
+    blind = larger + smaller - compares
+    return {"neither": max(0.0, 1 - larger - smaller), "blind": blind, "compares": compares}
 
 
 def stages_of(rows, number):
@@ -291,17 +296,16 @@ def stages_of(rows, number):
 
 # --------------------------------------------------------------------------------------------------------------- figure
 def draw_run(axis, rows, title):
-    """Stack the kinds of answers where the favourite is the smaller number; and the accuracy on all problems."""
+    """Stack the shares of the responses, and draw the accuracy."""
     trained = [row for row in rows if row["step"] > 0]
-    number = favourite(rows)
     steps = [row["step"] for row in trained]
-    shares = [shares_of(row, number) for row in trained]
+    shares = [shares_of(row) for row in trained]
     layers = [[share[name] for share in shares] for name in SHARES]
     labels = [label for label, _ in SHARES.values()]
     colors = [color for _, color in SHARES.values()]
     axis.stackplot(steps, layers, labels=labels, colors=colors, alpha=0.85)
-    axis.plot(steps, [accuracy_of(row) for row in trained], "k-", lw=1.5, label="accuracy, all problems")
-    axis.set(title=f"{title}: the {number}", xlim=(steps[0], steps[-1]), ylim=(0, 1))
+    axis.plot(steps, [accuracy_of(row) for row in trained], "k-", lw=1.5, label="accuracy")
+    axis.set(title=title, xlim=(steps[0], steps[-1]), ylim=(0, 1))
 
 
 def draw_runs(path, runs):

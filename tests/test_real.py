@@ -54,12 +54,13 @@ def test_the_rule_of_either_number_mirrors_that_of_the_first():
     assert real.favourite(swapped[1:]) == "second"
     assert real.stages_of(swapped, "second") == {**real.stages_of(RUN, "first"), "number": "second"}
     assert not real.stages_of(swapped, "first")["both stages"]
-    assert real.shares_of(swapped[3], "second") == real.shares_of(RUN[3], "first")
 
 
-def test_shares_are_those_where_the_favourite_is_smaller():
-    shares = real.shares_of(RUN[3], "first")
-    assert shares == pytest.approx({"neither": 0.3, "common": 0.6, "best": 0.1})
+def test_shares_of_a_policy_that_compares_sometimes():
+    """Boxes nothing 0.1 of the time, compares 0.3 of the time, else takes the first number."""
+    mixed = row(1, 0.3 + 0.6, 0.6, 0.3, 0.0)
+    assert real.shares_of(mixed) == pytest.approx({"neither": 0.1, "blind": 0.6, "compares": 0.3})
+    assert real.shares_of(row(1, 0.4, 0.5, 0.4, 0.5)) == pytest.approx({"neither": 0.1, "blind": 0.9, "compares": 0.0})
 
 
 @pytest.mark.parametrize(
