@@ -5,29 +5,33 @@ where the models differ; dlogp also says in which direction. Most tokens have no
 (tiny/README.md) nearly all of the change is at the choices: compute one operation at a time, or two at once? Hardly any
 of it is in the arithmetic. The run ends with a page of coloured tokens.
 
-  Paper A: "On the Direction of RLVR Updates for LLM Reasoning" (arXiv 2603.22117), sections 2, 3.1 and 3.3
+  The paper ("paper A" in README.md): "On the Direction of RLVR Updates for LLM Reasoning" (arXiv 2603.22117),
+  sections 2, 3.1 and 3.3
 
 The equations, tagged (1) to (5) in the code:
-  (1) dlogp(y_t) = log pi_RL(y_t | x, y_<t) - log pi_base(y_t | x, y_<t), of a token, in nats           paper A, eq. 1
+  (1) dlogp(y_t) = log pi_RL(y_t | x, y_<t) - log pi_base(y_t | x, y_<t), of a token, in nats           eq. 1
   (2) H = -sum_v pi_v log pi_v, of base and of RL, v over the whole vocabulary                          section 2
   (3) KL(RL||base) = sum_v pi_RL,v log(pi_RL,v / pi_base,v), KL(base||RL), and the mean of both         section 2
-  (4) |dJ/dz|_1 = |w A| 2 (1 - pi(y_t)), the gradient coefficient of an unclipped token                 lemma in 3.3
-      z: its logits, w: its importance ratio, A: its advantage
+      J = w A: the objective of an unclipped token y_t, with importance ratio w = pi(y_t) / pi_old(y_t), advantage A
+      z: the logits that pi at its position is the softmax of
+  (4) |dJ/dz|_1 = |w A| 2 (1 - pi(y_t)), the gradient coefficient of the token                          lemma in 3.3
   (5) overlap = sum over bins of min(share of RL's tokens, share of the base's tokens)                  ours
       AUC = P(x > y) + P(x = y) / 2, x: the value of a token of RL's, y: of a token of the base's
-      two equal samples have overlap 1 and AUC 1/2
+      two equal distributions have overlap 1 and AUC 1/2
 
-The sign of (1) is no surprise. Over RL's own next token its expectation is KL(RL||base) >= 0, over the base's own it is
--KL(base||RL) <= 0. What has to be measured is how far the two histograms part, and at how few tokens.
+The sign of the mean of (1) is no surprise. It follows from (1) and (3):
+  for y ~ pi_RL:    E[dlogp(y)] =  KL(RL||base) >= 0
+  for y ~ pi_base:  E[dlogp(y)] = -KL(base||RL) <= 0
+What has to be measured is how far the two histograms part, and at how few tokens.
 
 Differences from the paper:
   - The paper compares histograms by eye. Here overlap and AUC have 95% intervals. They are bootstraps over problems,
     because the responses to one problem are not independent.
-  - All is fp32, on a GPU too: in bf16 most of a small dlogp would be rounding, because logits near 25 are 0.125 apart
-    (docs/gpu.md).
+  - All is fp32, on a GPU too: in bf16 most of a small dlogp would be rounding, because neighbouring bf16 numbers
+    near 25 are 0.125 apart (docs/gpu.md).
 
     python delta_logp.py                       # tiny pair on two CPU cores, under a minute
-    python delta_logp.py --check               # the lemma (4) against autograd, on the RLVR model's own logits
+    python delta_logp.py --check               # the lemma (4) against autograd, on random logits
     python delta_logp.py --base Qwen/Qwen2.5-Math-1.5B --rlvr sail/Qwen2.5-Math-1.5B-Oat-Zero \
         --data data/math500/test.jsonl --max-response 2048 --micro-batch 8                                    # one GPU
 """
@@ -129,13 +133,13 @@ def group_advantages(rewards):
     """Rewards normalised in their group (GRPO; DAPO eq. 9): (B, G) -> (B, G). Equal rewards give exactly 0."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)).sqrt()
-    advantages = centred / (std + 1e-6)  # std divides by G - 1; that and 1e-6 as in the released code
+    advantages = centred / (std + 1e-6)  # std divides by G - 1; that and 1e-6 as in the paper's released code
     equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
     return advantages.masked_fill(equal, 0.0)  # rounding would leave tiny values
 
 
 def gradient_coefficient(logp, adv, ratio=1.0):
-    """l1 norm of the policy gradient with respect to an unclipped token's logits (paper A, lemma): (...) -> (...).
+    """l1 norm of the policy gradient with respect to an unclipped token's logits (lemma in 3.3): (...) -> (...).
 
     logp, adv, ratio: log-prob, advantage and importance ratio of the token. Unlikely tokens get up to 2 |ratio * adv|,
     certain ones 0. Raises ValueError where logp and adv differ in shape.
@@ -148,7 +152,8 @@ def gradient_coefficient(logp, adv, ratio=1.0):
 def lemma_error(logits, tokens, seed=0):
     """Largest relative difference between (4) and the l1 norm that autograd finds: logits (N, V), ids (N,) -> float.
 
-    Advantages and importance ratios are random. In float64, because 1 - pi cancels; without tokens of 1 - pi < 1e-9.
+    Advantages and importance ratios are random. In float64, because 1 - pi cancels; without tokens of 1 - pi <= 1e-9.
+    Raises ValueError where no other token is left.
     """
     logits = logits.detach().double().requires_grad_()
     logp = torch.log_softmax(logits, dim=-1).gather(-1, tokens[:, None])[:, 0]
@@ -160,13 +165,31 @@ def lemma_error(logits, tokens, seed=0):
     found = gradient.abs().sum(-1)
     expected = gradient_coefficient(logp.detach(), adv, ratio.detach())
     uncertain = -torch.expm1(logp.detach()) > 1e-9
+    if not uncertain.any():
+        raise ValueError("the lemma (4) cannot be checked: every token has probability 1")
     return ((found - expected).abs() / expected)[uncertain].max().item()
+
+
+def check_lemma(seed):
+    """Print the largest error of (4) on random tokens, drawn from nearly uniform to nearly certain distributions.
+
+    Raises ValueError where it is above 1e-6.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.tensor([0.1, 1.0, 3.0, 10.0]).repeat_interleave(500)  # (2000,): of the logits
+    logits = scales[:, None] * torch.randn(2000, 100, generator=generator)  # (2000, 100)
+    tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]  # (2000,)
+    error = lemma_error(logits, tokens, seed)
+    print(f"lemma (4): l1 norm = |wA| 2 (1 - pi) on {len(tokens)} tokens: largest relative error {error:.1e}")
+    if error > 1e-6:
+        raise ValueError("the lemma (4) fails: the error is above 1e-6")
 
 
 def histogram_overlap(a, b, weights_a, weights_b, edges):
     """Overlap of the weighted histograms of two samples, (A,) and (B,), in [0, 1].
 
-    Values beyond the edges count in the outermost bins.
+    Values beyond the edges count in the outermost bins. Equal distributions have overlap 1. Two finite samples of one
+    distribution have somewhat less, because chance fills their bins differently.
     """
     counts_a, _ = np.histogram(np.clip(a, edges[0], edges[-1]), edges, weights=weights_a)
     counts_b, _ = np.histogram(np.clip(b, edges[0], edges[-1]), edges, weights=weights_b)
@@ -174,13 +197,17 @@ def histogram_overlap(a, b, weights_a, weights_b, edges):
 
 
 def auc(a, b, weights_a, weights_b):
-    """P(x > y) + P(x = y) / 2, for x drawn from a (A,) and y from b (B,) by weight: the area under the ROC curve."""
+    """P(x > y) + P(x = y) / 2, for x drawn from a (A,) and y from b (B,) by weight: the area under the ROC curve.
+
+    Equal distributions have 1/2, because a tie counts half. The code uses
+    (y < x) + (y = x) / 2 = ((y < x) + (y <= x)) / 2.
+    """
     order = np.argsort(b)
     ordered = b[order]
-    weight_of_first = np.concatenate([[0.0], np.cumsum(weights_b[order])])  # [i]: of the i smallest values of b
-    below = weight_of_first[np.searchsorted(ordered, a, side="left")]  # (A,): weight of b < x
-    not_above = weight_of_first[np.searchsorted(ordered, a, side="right")]  # (A,): weight of b <= x
-    return np.average((below + not_above) / 2, weights=weights_a) / weight_of_first[-1]  # (5)
+    cumulative_weight = np.concatenate([[0.0], np.cumsum(weights_b[order])])  # [i]: of the i smallest values of b
+    below = cumulative_weight[np.searchsorted(ordered, a, side="left")]  # (A,): weight of y < x
+    not_above = cumulative_weight[np.searchsorted(ordered, a, side="right")]  # (A,): weight of y <= x
+    return np.average((below + not_above) / 2, weights=weights_a) / cumulative_weight[-1]  # (5)
 
 
 def held_by_top(values, share):
@@ -361,9 +388,10 @@ def score_pair(base, rlvr, tokens, mask, temperature=1.0, n_vocab=None, chunk=51
     """What both models say of each token whose mask is 1, given all before it -> {name: (N, L)}, in nats.
 
     tokens, mask (N, L), right-padded, the mask of any dtype; entry [i, t] belongs to tokens[i, t] and is 0 where the
-    mask is 0. Names: logp_base and logp_rlvr, of the token, and METRICS, over all ids below n_vocab. Logits exist for
-    `chunk` tokens at a time, so that no tensor of all tokens times the vocabulary is made. For models whose logits are
-    what the head returns (Qwen, Llama), not for those that scale or cap them afterwards (Gemma 2, Cohere, Granite).
+    mask is 0. Names: logp_base, logp_rlvr and dlogp, of the token; the other METRICS, over all ids below n_vocab.
+    Logits exist for `chunk` tokens at a time, so that no tensor of all tokens times the vocabulary is made. For models
+    whose logits are what the head returns (Qwen, Llama), not for those that scale or cap them afterwards (Gemma 2,
+    Cohere, Granite).
     Raises ValueError where the shapes differ.
     """
     if tokens.shape != mask.shape:
@@ -691,12 +719,19 @@ def read_responses(path, tokenizer, context, verifier):
     A row is one of read_problems with "response", a text, and "source", "base" or "rlvr". "response_ids", its tokens,
     are those of the text and an end where they are missing; "right" is then what the verifier says. Raises ValueError,
     which names file and line, for other rows, for ids outside the vocabulary, and where prompt and response together
-    exceed `context` tokens; also where one of the sources has no response.
+    exceed `context` tokens; also where one of the sources has no response. Rows whose prompt alone fills `context` are
+    left out, and counted on the screen.
     """
     known = set(range(len(tokenizer))) - {tokenizer.unk_token_id}
+    rows = read_problems(path, tokenizer, math.inf, 0)  # without a limit: one row for every line of the file
+    n_left_out = 0
     responses = []
-    for number, row in enumerate(read_problems(path, tokenizer, context, 1), start=1):
+    for number, row in enumerate(rows, start=1):
         where = f"{path}, line {number}"
+        room = context - len(row["ids"])
+        if room < 1:
+            n_left_out += 1
+            continue
         if row.get("source") not in SOURCES or not isinstance(row.get("response"), str):
             raise ValueError(f'{where}: want "response": "..." and "source": "base" or "rlvr"')
         text = row["response"].encode("utf-8", "replace").decode()
@@ -704,7 +739,6 @@ def read_responses(path, tokenizer, context, verifier):
             ids = row["response_ids"]
         else:
             ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        room = context - len(row["ids"])
         fits = isinstance(ids, list) and 0 < len(ids) <= room
         if not fits or not all(isinstance(i, int) and i in known for i in ids):
             raise ValueError(f"{where}: want a response of 1 to {room} tokens that the vocabulary has")
@@ -713,6 +747,8 @@ def read_responses(path, tokenizer, context, verifier):
         else:
             right = is_correct(text, row["answer"], verifier)
         responses.append(Response(row, row["source"], ids, text, right))
+    if n_left_out > 0:
+        print(f"{path}: left out {n_left_out} of {len(rows)} responses: the prompt fills the context, {context} tokens")
     if {response.source for response in responses} != set(SOURCES):
         raise ValueError(f'{path}: want responses of both sources, "base" and "rlvr"')
     return responses
@@ -786,36 +822,18 @@ def pad_responses(responses):
     return tokens, mask
 
 
-def own_logits(model, tokenizer, problems, eos_ids, args):
-    """Logits (N, V) and tokens (N,) of the model's responses to the first 64 problems; at most 2,048 of them."""
-    prompts = [problem["ids"] for problem in problems[:64]]
-    generator = torch.Generator(model.device).manual_seed(args.seed)
-    n_vocab = len(tokenizer)
-    out = rollout(
-        model, prompts, 1, args.max_response, eos_ids, n_vocab, temperature=args.temperature, generator=generator
-    )
-    lengths = out["mask"].sum(1).int()  # (N,)
-    logits = []
-    tokens = []
-    for i, prompt in enumerate(prompts):
-        response = out["tokens"][i, : lengths[i]]
-        ids = torch.cat([torch.tensor(prompt, device=model.device), response])
-        with torch.no_grad():
-            of_response = model(ids[None]).logits[0, len(prompt) - 1 : -1, :n_vocab]
-        logits.append(of_response.float() / args.temperature)
-        tokens.append(response)
-        if sum(len(part) for part in tokens) >= 2048:
-            break
-    return torch.cat(logits)[:2048], torch.cat(tokens)[:2048]
-
-
 # -------------------------------------------------------------------------------------------------- experiment: tables
+def question(response):
+    """What tells problems apart: (system prompt, prompt)."""
+    return response.problem.get("system", ""), response.problem["prompt"]
+
+
 def problem_numbers(responses):
     """For each response the number of its problem, from 0 in the order of their first response."""
     number_of = {}
     numbers = []
     for response in responses:
-        problem = (response.problem.get("system"), response.problem["prompt"])
+        problem = question(response)
         number_of.setdefault(problem, len(number_of))
         numbers.append(number_of[problem])
     return numbers
@@ -838,8 +856,9 @@ def training_advantages(responses):
 def token_arrays(responses):
     """All tokens of scored responses, as tokens.npz holds them: {name: array (M,)}.
 
-    response: line of responses.jsonl, from 0. problem: number of the problem, from 0. adv: see training_advantages.
-    coefficient: (4) at importance ratio 1, as in the first mini-batch of a step. The rest: see score_pair, token_kinds.
+    response: number of the response, from 0, in the order of `responses`. problem: number of the problem, from 0.
+    adv: see training_advantages. coefficient: (4) at importance ratio 1, as in the first mini-batch of a step. The
+    rest: see score_pair, token_kinds.
     """
     lengths = [len(response.ids) for response in responses]
     kinds = [token_kinds(response.problem["prompt"], response.pieces) for response in responses]
@@ -887,19 +906,26 @@ def separation(rlvr, base, times, edges):
     return overlap, auc_token, auc_response
 
 
-def comparison_row(tokens, metric, edges, resamples, seed):
+def resample_problems(n_problems, resamples, seed):
+    """The bootstrap draws as many problems as there are, with replacement -> (resamples, P): how often each is drawn.
+
+    A problem that is drawn twice counts twice, with all its responses.
+    """
+    chances = np.full(n_problems, 1 / n_problems)
+    return np.random.default_rng(seed).multinomial(n_problems, chances, size=resamples).astype(float)
+
+
+def comparison_row(tokens, metric, edges, resampled):
     """How far RLVR's tokens and the base's differ by one metric (figure 1b), with 95% intervals: a row of the table.
 
-    "auc_response" is the AUC of the mean over a response. The bootstrap draws problems: one that is drawn twice counts
-    twice, with all its responses.
+    "auc_response" is the AUC of the mean over a response. resampled: see resample_problems.
     """
     rlvr = sample_of(tokens, "rlvr", metric)
     base = sample_of(tokens, "base", metric)
-    once = np.ones(tokens["problem"].max() + 1)  # (P,): every problem counts once
-    overlap, auc_token, auc_response = separation(rlvr, base, once, edges)
-    resampled = np.random.default_rng(seed).multinomial(len(once), once / len(once), size=resamples)
+    every_problem_once = np.ones(resampled.shape[1])  # (P,)
+    overlap, auc_token, auc_response = separation(rlvr, base, every_problem_once, edges)
     draws = []
-    for times in resampled.astype(float):
+    for times in resampled:
         if times[rlvr.problems].any() and times[base.problems].any():  # else one source has no response in this draw
             draws.append(separation(rlvr, base, times, edges))
     if not draws:
@@ -919,12 +945,12 @@ def dlogp_row(tokens, source):
     """How dlogp is distributed over the tokens of a source: a row of the table."""
     of_source = tokens["source"] == source
     dlogp = tokens["dlogp"][of_source].astype(float)
-    spread = dlogp.std() ** 3
+    std_cubed = dlogp.std() ** 3
     return {
         "tokens": len(dlogp),
         "responses": len(set(tokens["response"][of_source])),
         "mean": dlogp.mean(),
-        "skewness": ((dlogp - dlogp.mean()) ** 3).mean() / spread if spread > 0 else 0.0,
+        "skewness": ((dlogp - dlogp.mean()) ** 3).mean() / std_cubed if std_cubed > 0 else 0.0,
         "within 0.1": (np.abs(dlogp) < 0.1).mean(),
         "above 1": (dlogp > 1).mean(),
         "below -1": (dlogp < -1).mean(),
@@ -971,48 +997,64 @@ def gradient_bins(tokens):
     return table
 
 
-def kinds_table(tokens, source):
+def ratio_ci95(ratio, above, below, resampled):
+    """95% interval of ratio = sum of above / sum of below, where above and below (P,) are sums over each problem.
+
+    Draws in which the sum of below is 0 are left out. resampled: see resample_problems.
+    """
+    drawn_above = resampled @ above  # (resamples,)
+    drawn_below = resampled @ below
+    defined = drawn_below > 0
+    if not defined.any():
+        return [ratio, ratio]
+    return np.quantile(drawn_above[defined] / drawn_below[defined], [0.025, 0.975]).tolist()
+
+
+def kinds_table(tokens, source, resampled):
     """Size of dlogp by kind of token, in the responses of a source: a table, empty where tokens have no kinds.
 
-    Standard errors are over problems.
+    With 95% intervals. "share_of_abs_dlogp" is the kind's share of the change: of the sum of |dlogp| over all tokens.
     """
     of_source = tokens["source"] == source
+    problem = tokens["problem"]
+    n_problems = resampled.shape[1]
     size = np.abs(tokens["dlogp"].astype(float))
     total = size[of_source].sum()
-    n_problems = len(set(tokens["problem"][of_source]))
+    totals = np.bincount(problem[of_source], size[of_source], n_problems)  # (P,)
     table = {}
     for kind in KINDS:
         of_kind = of_source & (tokens["kind"] == kind)
         if not of_kind.any():
             continue
         mean = size[of_kind].mean()
-        totals = np.bincount(tokens["problem"][of_kind], size[of_kind])  # (P,)
-        counts = np.bincount(tokens["problem"][of_kind])  # (P,)
-        residuals = totals - mean * counts  # (P,): the mean is a ratio of two sums over problems, here linearised
-        variance = (residuals**2).sum() * n_problems / max(n_problems - 1, 1)
+        share = size[of_kind].sum() / total if total > 0 else 0.0
+        sums = np.bincount(problem[of_kind], size[of_kind], n_problems)  # (P,)
+        counts = np.bincount(problem[of_kind], minlength=n_problems)  # (P,)
         table[kind] = {
             "share": of_kind.sum() / of_source.sum(),
             "mean_abs_dlogp": mean,
-            "standard_error": variance**0.5 / of_kind.sum(),
-            "share_of_abs_dlogp": size[of_kind].sum() / total if total > 0 else 0.0,
+            "mean_abs_dlogp_ci95": ratio_ci95(mean, sums, counts, resampled),
+            "share_of_abs_dlogp": share,
+            "share_of_abs_dlogp_ci95": ratio_ci95(share, sums, totals, resampled),
         }
     return table
 
 
 def summary_tables(tokens, edges, resamples, seed):
     """What summary.json holds: {table: {row: {column: number or interval}}}. edges: of the bins, by metric."""
+    resampled = resample_problems(tokens["problem"].max() + 1, resamples, seed)
     sparsity = {}
     for source in SOURCES:
         dlogp = tokens["dlogp"][tokens["source"] == source].astype(float)
         sparsity[f"size of dlogp, {source}"] = {"20%": held_by_top(dlogp, 0.2)}
     return {
         "dlogp": {source: dlogp_row(tokens, source) for source in SOURCES},
-        "histograms": {name: comparison_row(tokens, name, edges[name], resamples, seed) for name in METRICS},
+        "histograms": {name: comparison_row(tokens, name, edges[name], resampled) for name in METRICS},
         "dlogp_bins": dlogp_bins(tokens),
         "gradient_bins": gradient_bins(tokens),
         "sparsity": sparsity,
-        "kinds_base": kinds_table(tokens, "base"),
-        "kinds_rlvr": kinds_table(tokens, "rlvr"),
+        "kinds_base": kinds_table(tokens, "base", resampled),
+        "kinds_rlvr": kinds_table(tokens, "rlvr", resampled),
     }
 
 
@@ -1060,7 +1102,7 @@ def draw_histograms(path, tokens, edges, table, title):
         axis.grid(alpha=0.3)
     for axis in axes[:, 0]:
         axis.set_ylabel("density of tokens (log scale)")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=11)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=11)
     figure.suptitle(
         f"Which model wrote a token? By AUC, {verdict}\n"
         f"{title}; a measure that tells nothing has AUC 0.5 and overlap 1",
@@ -1083,19 +1125,21 @@ def draw_figure_3(path, tokens, tables, title):
     axes = figure.subplot_mosaic([["coefficient", "gradient"], ["probability", "probability"]])
     right = tokens["adv"] > 0
     wrong = tokens["adv"] < 0
-    for of_label, label, color in ((right, "right (A > 0)", "tab:purple"), (wrong, "wrong (A < 0)", "tab:brown")):
-        x = np.exp(tokens["logp_rlvr"][of_label])
-        y = tokens["coefficient"][of_label]
-        label = f"in responses that are {label}"
-        axes["coefficient"].scatter(x, y, s=5, alpha=0.4, label=label, color=color)
+    for chosen, verdict, color in ((right, "right (A > 0)", "tab:purple"), (wrong, "wrong (A < 0)", "tab:brown")):
+        x = np.exp(tokens["logp_rlvr"][chosen])
+        y = tokens["coefficient"][chosen]
+        axes["coefficient"].scatter(x, y, s=5, alpha=0.4, label=f"in responses that are {verdict}", color=color)
     axes["coefficient"].set_title("Unlikely tokens get the largest gradients (figure 3a)")
     axes["coefficient"].set(xlabel="probability p under the RLVR model", ylabel="gradient |A| 2 (1 - p) of a token")
     shares = {"share": ("of all tokens", "tab:cyan"), "mass": ("of the whole gradient", "tab:olive")}
     draw_bars(axes["gradient"], tables["gradient_bins"], shares)
-    unlikely = list(tables["gradient_bins"].values())[:5]
-    share = sum(row["share"] for row in unlikely)
-    mass = sum(row["mass"] for row in unlikely)
-    axes["gradient"].set_title(f"{share:.0%} of tokens (p < 0.5) have {mass:.0%} of the gradient")
+    if tables["gradient_bins"]:
+        unlikely = list(tables["gradient_bins"].values())[:5]
+        share = sum(row["share"] for row in unlikely)
+        mass = sum(row["mass"] for row in unlikely)
+        axes["gradient"].set_title(f"{share:.0%} of tokens (p < 0.5) have {mass:.0%} of the gradient")
+    else:
+        axes["gradient"].set_title("No gradient: no problem has right and wrong responses")
     axes["gradient"].set(xlabel="probability p under the RLVR model", ylabel="share")
     probabilities = {"p_base": ("under the base model", "gray"), "p_rlvr": ("under the RLVR model", "tab:red")}
     draw_bars(axes["probability"], tables["dlogp_bins"], probabilities)
@@ -1110,10 +1154,13 @@ def draw_figure_3(path, tokens, tables, title):
 
 
 def pick_examples(responses, n_problems):
-    """A response of each model to n_problems: first those that RLVR solves and the base does not, then any others."""
-    groups = {}  # {prompt: {source: list of Response}}
+    """A response of each model to n_problems: a wrong one of the base and a right one of RLVR, where there are such.
+
+    Problems that have both come first. So the examples are not typical.
+    """
+    groups = {}  # {problem: {source: list of Response}}
     for response in responses:
-        group = groups.setdefault(response.problem["prompt"], {"base": [], "rlvr": []})
+        group = groups.setdefault(question(response), {"base": [], "rlvr": []})
         group[response.source].append(response)
     learnt = []
     others = []
@@ -1133,11 +1180,11 @@ def pick_examples(responses, n_problems):
     return examples
 
 
-def example_title(response):
-    """What stands above a response: who wrote it, is it right, and what was asked."""
+def author_and_verdict(response):
+    """Who wrote a response, and is it right: "base model: wrong"."""
     model = "base model" if response.source == "base" else "RLVR model"
     verdict = "right" if response.right else "wrong"
-    return f"{model}, {verdict}: {response.problem['prompt'][-80:]!r}, answer {response.problem['answer']!r}"
+    return f"{model}: {verdict}"
 
 
 def printable(text):
@@ -1159,15 +1206,15 @@ def draw_tokens(path, examples, width=100):
     axis = figure.subplots()
     style = {"fontsize": 9.5, "va": "center", "parse_math": False}
     y = 0
-    asked = None  # the problem of the row above
+    asked = None  # the question of the row above
     for response in examples:
-        if response.problem["prompt"] != asked:
-            asked = response.problem["prompt"]
+        if question(response) != asked:
+            asked = question(response)
             y += 1.8
-            problem = f"problem {printable(asked[-80:])}    answer {printable(response.problem['answer'][:40])}"
+            prompt = printable(response.problem["prompt"][-80:])
+            problem = f"problem {prompt}    answer {printable(response.problem['answer'][:40])}"
             axis.text(-16, y - 1.2, problem, weight="bold", **style)
-        model = "base model" if response.source == "base" else "RLVR model"
-        axis.text(-16, y, f"{model}: {'right' if response.right else 'wrong'}", **style)
+        axis.text(-16, y, author_and_verdict(response), **style)
         x = 0
         for token, dlogp in zip(response.pieces, response.scores["dlogp"], strict=True):
             piece = printable(token)
@@ -1184,7 +1231,11 @@ def draw_tokens(path, examples, width=100):
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(-4, 4), "RdBu_r")  # as in token_colors
     bar = figure.colorbar(scale, ax=axis, location="bottom", extend="both", shrink=0.5, aspect=40, pad=0.01)
     bar.set_label("dlogp of a token (nats)")
-    figure.suptitle("Red: RLVR made this token more likely. Blue: less likely. White: hardly changed.", fontsize=12)
+    figure.suptitle(
+        "Red: RLVR made this token more likely. Blue: less likely. White: hardly changed.\n"
+        "Not a random choice: problems with a wrong response of the base and a right one of RLVR come first.",
+        fontsize=12,
+    )
     figure.savefig(path, dpi=110)
 
 
@@ -1195,14 +1246,16 @@ span:focus::after { content: attr(title); position: fixed; left: 0; bottom: 0; p
   line-height: 1.2; background: white; color: black; border: 2px solid }
 </style><h1>What RLVR changed, token by token</h1><p>The colour of a token is its dlogp = log &pi;<sub>RLVR</sub>
 &minus; log &pi;<sub>base</sub>: blue tokens became less likely, red ones more. Point at one, or reach it with the tab
-key, for all its numbers.</p>"""
+key, for all its numbers. The problems are not a random choice: those with a wrong response of the base and a right one
+of RLVR come first.</p>"""
 
 
 def write_page(path, examples):
     """Write one self-contained HTML file: every token on the colour of its dlogp, its numbers as its title."""
     page = PAGE
     for response in examples:
-        page += f"\n<h2>{html.escape(example_title(response))}</h2><p>"
+        asked = f"{response.problem['prompt'][-80:]!r}, answer {response.problem['answer']!r}"
+        page += f"\n<h2>{html.escape(f'{author_and_verdict(response)}. Problem {asked}')}</h2><p>"
         for t, token in enumerate(response.pieces):
             piece = printable(token)
             lines = [f"token {t}: {piece} (id {response.ids[t]})"]
@@ -1216,11 +1269,15 @@ def write_page(path, examples):
 
 
 def main(args):
+    if args.check:
+        check_lemma(args.seed)
+        return
+
     # ---- models and problems first, so that errors come early
-    if not args.check:
-        check_run(args)
+    check_run(args)
     transformers.utils.logging.disable_progress_bar()
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoded token is a new shape
+    # cuDNN's attention is off: it plans anew for every shape of its input, and every decoded token is a new shape
+    torch.backends.cuda.enable_cudnn_sdp(False)
     out = Path(args.out)
     device = args.device
     base, rlvr, tokenizer = load_pair(args.base, args.rlvr, device)
@@ -1228,27 +1285,23 @@ def main(args):
     context = min(base.config.max_position_embeddings, rlvr.config.max_position_embeddings)
     problems = read_problems(args.data, tokenizer, context, args.max_response)[: args.problems or None]
     eos_ids = end_ids(tokenizer, base, rlvr)
-    if args.check:
-        logits, drawn = own_logits(rlvr, tokenizer, problems, eos_ids, args)
-        error = lemma_error(logits, drawn, args.seed)
-        print(f"lemma (4): l1 norm = |wA| 2 (1 - pi) on {len(drawn)} tokens: largest relative error {error:.1e}")
-        if error > 1e-6:
-            raise ValueError("the lemma (4) fails: the error is above 1e-6")
-        return
     given = []
     if args.responses:
         given = read_responses(args.responses, tokenizer, context, args.verifier)
-    responses = open_run(args)
+    saved = open_run(args)
 
     # ---- 1. sample: both models answer the same problems, a batch of them at a time
     if args.responses:
         responses = given
     else:
+        responses = saved
         n_batches = math.ceil(len(problems) / args.gen_batch)
         for number, source in enumerate(SOURCES):
             n_saved = sum(response.source == source for response in responses)
             n_done = n_saved // args.samples  # problems that were answered before --resume
             for start in tqdm(range(n_done, len(problems), args.gen_batch), desc=f"sample, {source}", unit="batch"):
+                # each batch has a generator of its own, so that a resumed run draws what an unbroken one would have;
+                # the large factor keeps the batches of two seeds apart
                 batch_number = number * n_batches + start // args.gen_batch
                 generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + batch_number)
                 batch = problems[start : start + args.gen_batch]
@@ -1296,6 +1349,9 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit("stopped; --resume goes on from the last batch of responses")
     except torch.OutOfMemoryError:
-        sys.exit("error: out of GPU memory; lower --micro-batch, and go on with --resume, or lower --gen-batch")
+        sys.exit(
+            "error: out of GPU memory; in scoring: lower --micro-batch, and go on with --resume;"
+            " in sampling: lower --gen-batch, and start again with another --out"
+        )
     except (OSError, ValueError, ImportError) as error:  # no such file, full disk, wrong input, missing package
         sys.exit(f"error: {' '.join(str(error).split())[:500]}")

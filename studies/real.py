@@ -24,12 +24,16 @@ The pairs: base and the end, base and the stalled model, which is step 8 of ever
   where        delta_logp.py, 100 problems x 4: of the sum of |dlogp| over RLVR's responses, the shares of the tokens up
                to the brace of the box, of the first digit, of later digits, and of the rest. A description
 Known before: the trial of seed 1 of `dapo.py` (all of it, replacement too), and parts of two more.
-Added after the first two runs, for the figures: shares. Who picks a number without comparing boxes the smaller one as
-often as the larger one, if both orders weigh the same. So twice the share of the smaller number is "without comparing",
-and what is left of the boxed numbers is "compares".
-Amended at step 5 of the first two runs, where the *second* number led, unlike in the trial: "either" asks the same of
-the number that a run boxes most at its peak, before stage two. Stage one: P(this number) above 0.6; stage two: right in
-more than 0.8 where the other number is larger. Both rules are reported.
+
+Amended with the records of dapo, seeds 1 and 2, and of the control, seed 1: this rule does not hold water. The control
+passes it, without anything to compare: it turns from the first number to the second, so that "second (larger)" is high.
+(A rule for "either number", added at step 5 of the first two runs, has the same fault; it is gone.) Instead:
+  shares       who picks a number without comparing boxes the smaller one as often as the larger one, if both orders
+               weigh the same. So "without comparing" is twice the share of the smaller number, "compares" the rest of
+               the boxed numbers
+  stage one    the mean of "without comparing" over five steps is above 0.6; its step is the last of the five
+  stage two    the same later with "compares" above 0.5
+For the other ten runs this is a rule before the run. Tables give both.
 
     python studies/real.py            # hours on two cores; goes on where it was interrupted
     python studies/real.py --quick    # runs of two steps: to see that it works
@@ -232,33 +236,9 @@ def token_places(pieces):
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
-OTHER = {"first": "second", "second": "first"}
-
-
-def share_of_number(row, number):
-    """P("first") or P("second") in a row of metrics: the share of responses that box it; both orders weigh the same."""
-    return (row[f"kind/{number} (larger)"] + row[f"kind/{number} (smaller)"]) / 2
-
-
 def accuracy_of(row):
     """Share of right responses in a row of metrics; both orders of the numbers weigh the same."""
     return (row["kind/first (larger)"] + row["kind/second (larger)"]) / 2
-
-
-def stage_two_of(rows, number):
-    """The first step of stage two, see the rule, in the rows of a run's metrics; None if it does not come."""
-    steps = [row["step"] for row in rows if row["step"] > 0 and row[f"kind/{OTHER[number]} (larger)"] > 0.8]
-    return min(steps, default=None)
-
-
-def favourite(rows):
-    """The number, "first" or "second", whose share is larger at its peak before its stage two; of a run's metrics."""
-    peaks = {}
-    for number in OTHER:
-        stage_two = stage_two_of(rows, number)
-        before = [row for row in rows if row["step"] > 0 and (stage_two is None or row["step"] < stage_two)]
-        peaks[number] = max((share_of_number(row, number) for row in before), default=0.0)
-    return max(peaks, key=peaks.get)
 
 
 def shares_of(row):
@@ -270,28 +250,41 @@ def shares_of(row):
     return {"neither": max(0.0, 1 - larger - smaller), "blind": blind, "compares": compares}
 
 
-def stages_of(rows, number):
-    """What the rule says of the rows of a run's metrics: a dict. A stage that does not come is None.
+def first_stages(rows):
+    """(step of stage one, step of stage two) by the rule before the runs; None for one that does not come."""
+    one = [row["step"] for row in rows if (row["kind/first (larger)"] + row["kind/first (smaller)"]) / 2 > 0.6]
+    two = [row["step"] for row in rows if row["kind/second (larger)"] > 0.8]
+    return min(one, default=None), min(two, default=None)
 
-    number: "first", or what favourite() says, see the rule.
-    """
+
+def amended_stages(rows):
+    """(step of stage one, step of stage two) by the amended rule; None for one that does not come."""
+    stage_one = None
+    for i in range(4, len(rows)):
+        shares = [shares_of(row) for row in rows[i - 4 : i + 1]]
+        if stage_one is None and np.mean([share["blind"] for share in shares]) > 0.6:
+            stage_one = rows[i]["step"]
+        if stage_one is not None and np.mean([share["compares"] for share in shares]) > 0.5:
+            return stage_one, rows[i]["step"]
+    return stage_one, None
+
+
+def stages_of(rows):
+    """What both rules say of the rows of a run's metrics: a dict. A stage that does not come is None."""
     trained = [row for row in rows if row["step"] > 0]
-    one = [row["step"] for row in trained if share_of_number(row, number) > 0.6]
-    stage_one = min(one, default=None)
-    stage_two = stage_two_of(rows, number)
-    before = [row for row in trained if stage_two is None or row["step"] < stage_two]
-    tested = {}  # {step: test accuracy}
+    found = {}
+    for rule, stages in (("before the runs", first_stages), ("amended", amended_stages)):
+        one, two = stages(trained)
+        both = one is not None and two is not None and one < two
+        before = [row for row in trained if two is None or row["step"] < two]
+        stall = sum(0.4 <= accuracy_of(row) <= 0.6 for row in before)
+        found[rule] = {"stage one": one, "stage two": two, "both stages": both, "stall": stall}
+    found["test accuracy"] = {}  # {step: accuracy}
     for row in rows:
         if "test/length" in row:
-            tested[row["step"]] = row["test/accuracy"] if "test/accuracy" in row else row["test/pass@1"]
-    return {
-        "number": number,
-        "stage one": stage_one,
-        "stage two": stage_two,
-        "both stages": stage_one is not None and stage_two is not None and stage_one < stage_two,
-        "stall": sum(0.4 <= accuracy_of(row) <= 0.6 for row in before),
-        "test accuracy": tested,
-    }
+            accuracy = row["test/accuracy"] if "test/accuracy" in row else row["test/pass@1"]
+            found["test accuracy"][row["step"]] = accuracy
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------- figure
@@ -352,20 +345,20 @@ def report(args):
         return
 
     stages = {}
-    for key in sorted(runs, key=lambda key: (list(ARMS).index(key.arm), key.seed)):
-        stages[key] = {"first": stages_of(runs[key], "first"), "either": stages_of(runs[key], favourite(runs[key]))}
     rows = []
-    for key, found in stages.items():
-        either = found["either"]
-        tested = either["test accuracy"]
+    for key in sorted(runs, key=lambda key: (list(ARMS).index(key.arm), key.seed)):
+        stages[key] = stages_of(runs[key])
+        tested = stages[key]["test accuracy"]
         last = max(tested)
-        cells = [ARMS[key.arm], str(key.seed), either["number"]]
-        cells += [str(either[name]) for name in ("stage one", "stall", "stage two")]
-        cells += ["yes" if found[rule]["both stages"] else "no" for rule in ("either", "first")]
-        cells += [f"{tested[0]:.2f} to {tested[last]:.2f} at step {last}"]
+        cells = [ARMS[key.arm], str(key.seed)]
+        for rule in ("amended", "before the runs"):
+            found = stages[key][rule]
+            cells += [str(found[name]) for name in ("stage one", "stall", "stage two")]
+            cells.append("yes" if found["both stages"] else "no")
+        cells.append(f"{tested[0]:.2f} to {tested[last]:.2f} at step {last}")
         rows.append(cells)
-    head = ["run", "seed", "favourite number", "stage one, at step", "steps of the stall", "stage two, at step"]
-    head += ["both stages (either)", "both stages (first)", "test accuracy"]
+    names = ["stage one, at step", "steps of the stall", "stage two, at step", "both stages"]
+    head = ["run", "seed", *names, *[f"{name} (rule before the runs)" for name in names], "test accuracy"]
     print_table(head, rows)
 
     kinds = ("first (larger)", "second (larger)")
@@ -409,10 +402,9 @@ def report(args):
             }
         )
     for row in claims:
-        print(
-            f"{row['pair']}, {row['area']}: {row['mean']:+.3f} ± {row['half']:.3f}, "
-            f"above 0 on {row['seeds above 0']} of {row['seeds']} seeds: {row['verdict']}"
-        )
+        effect = f"{row['mean']:+.3f} ± {row['half']:.3f}" if np.isfinite(row["half"]) else f"{row['mean']:+.3f}"
+        agreeing = f"above 0 on {row['seeds above 0']} of {row['seeds']} seeds"
+        print(f"{row['pair']}, {row['area']}: {effect}, {agreeing}: {row['verdict']}")
     decided = {f"{key.arm}-{key.seed}": found for key, found in stages.items()}
     write_json(args.where / "real.json", {"command": "python studies/real.py", "stages": decided, "order": claims})
     draw_runs(args.where / "real.png", runs)

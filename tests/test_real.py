@@ -34,26 +34,27 @@ RUN = [  # boxes hardly anything, then the first number, then the larger one
 ]
 
 
-def test_stages_of_a_run_are_found_at_their_first_steps():
-    found = real.stages_of(RUN, "first")
-    assert (found["stage one"], found["stage two"], found["both stages"], found["stall"]) == (3, 5, True, 2)
+def test_the_rule_before_the_runs_finds_the_first_steps():
+    found = real.stages_of(RUN)
+    rule = found["before the runs"]
+    assert (rule["stage one"], rule["stage two"], rule["both stages"], rule["stall"]) == (3, 5, True, 2)
     assert found["test accuracy"][6] == 0.6
-    without_stage_two = real.stages_of(RUN[:5], "first")
+    without_stage_two = real.stages_of(RUN[:5])["before the runs"]
     assert (without_stage_two["stage two"], without_stage_two["both stages"]) == (None, False)
-    assert real.favourite(RUN[1:]) == "first"
 
 
-def test_the_rule_of_either_number_mirrors_that_of_the_first():
-    swapped = []
-    for old in RUN:
-        new = dict(old)
-        for kind in ("(larger)", "(smaller)"):
-            new[f"kind/first {kind}"] = old[f"kind/second {kind}"]
-            new[f"kind/second {kind}"] = old[f"kind/first {kind}"]
-        swapped.append(new)
-    assert real.favourite(swapped[1:]) == "second"
-    assert real.stages_of(swapped, "second") == {**real.stages_of(RUN, "first"), "number": "second"}
-    assert not real.stages_of(swapped, "first")["both stages"]
+def test_a_run_that_turns_from_one_number_to_the_other_passes_the_first_rule_alone():
+    turning = [row(step, 0.9, 0.9, 0.1, 0.1) for step in range(1, 8)] + [row(8, 0.1, 0.1, 0.9, 0.9)] * 8
+    found = real.stages_of(turning)
+    assert found["before the runs"]["both stages"]
+    assert found["amended"] == {"stage one": 5, "stage two": None, "both stages": False, "stall": 15}
+
+
+def test_the_amended_rule_wants_five_steps():
+    comparing = [row(step, 0.5, 0.5, 0.5, 0.5) for step in range(1, 7)]
+    comparing += [row(step, 0.9, 0.1, 0.9, 0.1) for step in range(7, 13)]  # compares: 0.8
+    found = real.stages_of(comparing)["amended"]
+    assert (found["stage one"], found["stage two"], found["both stages"]) == (5, 10, True)  # 4 of 5 steps at 0.8
 
 
 def test_shares_of_a_policy_that_compares_sometimes():
