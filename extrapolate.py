@@ -876,7 +876,8 @@ def main(args):
     # ---- models and problems first, so that errors come early
     check_run(args)
     transformers.utils.logging.disable_progress_bar()
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoded token is a new shape
+    # cuDNN's attention would plan anew for every shape, and every decoded token is a new shape
+    torch.backends.cuda.enable_cudnn_sdp(False)
     base, rlvr, tokenizer = load_pair(args.base, args.rlvr, args.device)
     context = min(base.config.max_position_embeddings, rlvr.config.max_position_embeddings)
     train = read_problems(args.train, tokenizer, context, args.max_response)[: args.train_problems]

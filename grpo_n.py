@@ -906,7 +906,8 @@ def main(args):
     # ---- models and problems first, so that errors come early
     check_run(args)
     transformers.utils.logging.disable_progress_bar()
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and every decoded token is a new shape
+    # cuDNN's attention would plan anew for every shape, and every decoded token is a new shape
+    torch.backends.cuda.enable_cudnn_sdp(False)
     out = Path(args.out)
     device = args.device
     G = args.group_size

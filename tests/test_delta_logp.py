@@ -182,6 +182,8 @@ def test_the_lemma_holds_and_a_wrong_coefficient_does_not(monkeypatch):
     assert script.gradient_coefficient(torch.tensor(-1e-9), torch.tensor(1.0)).item() == pytest.approx(2e-9)
     monkeypatch.setattr(script, "gradient_coefficient", lambda logp, adv, ratio: (ratio * adv).abs() * (1 - logp.exp()))
     assert lemma_error(logits, tokens) > 0.5
+    with pytest.raises(ValueError, match="every token has probability 1"):
+        lemma_error(torch.tensor([[100.0, 0.0]]), torch.tensor([0]))
 
 
 @pytest.mark.parametrize("name", ["delta_logp", "entropy", "kl_divergence", "gradient_coefficient"])
@@ -208,16 +210,63 @@ def test_the_bootstrap_draws_problems_not_tokens_or_responses():
         "dlogp": rng.normal(size=100) + (source == "rlvr"),
     }
     edges = np.arange(-4, 5)
-    alone = script.comparison_row(tokens, "dlogp", edges, 400, 0)
+    resampled = script.resample_problems(50, 400, seed=0)
+    alone = script.comparison_row(tokens, "dlogp", edges, resampled)
     longer = {name: np.repeat(values, 100) for name, values in tokens.items()}
     more = {**longer, "response": np.arange(10_000)}
     for repeated in (longer, more):
-        found = script.comparison_row(repeated, "dlogp", edges, 400, 0)
+        found = script.comparison_row(repeated, "dlogp", edges, resampled)
         for name, value in alone.items():
             assert found[name] == pytest.approx(value), name
     assert alone["auc_ci95"][1] - alone["auc_ci95"][0] > 0.1
     assert alone["auc"] == auc(tokens["dlogp"][50:], tokens["dlogp"][:50], np.ones(50), np.ones(50))
     assert alone["auc"] == alone["auc_response"] and alone["auc_ci95"] == alone["auc_response_ci95"]
+
+
+def test_intervals_of_kinds_are_those_of_tables_of_the_drawn_problems():
+    """A total of another source or of the tokens, a draw without the kind that counts as 0."""
+    rng = np.random.default_rng(0)
+    tokens = {
+        "source": rng.choice(["base", "rlvr"], 60),
+        "problem": np.sort(rng.integers(0, 5, 60)),
+        "kind": rng.choice(["choice", "copy"], 60),
+        "dlogp": rng.normal(size=60),
+    }
+    tokens["kind"][tokens["problem"] < 3] = "copy"
+    resampled = script.resample_problems(5, 200, seed=0)
+    means = []
+    shares = []
+    for times in resampled.astype(int):
+        drawn = {name: np.repeat(values, times[tokens["problem"]]) for name, values in tokens.items()}
+        size = np.abs(drawn["dlogp"][drawn["source"] == "rlvr"])
+        of_choices = size[drawn["kind"][drawn["source"] == "rlvr"] == "choice"]
+        shares.append(of_choices.sum() / size.sum())
+        if len(of_choices) > 0:
+            means.append(of_choices.mean())
+    assert len(means) < 200
+    row = script.kinds_table(tokens, "rlvr", resampled)["choice"]
+    assert row["share_of_abs_dlogp_ci95"] == pytest.approx(np.quantile(shares, [0.025, 0.975]))
+    assert row["mean_abs_dlogp_ci95"] == pytest.approx(np.quantile(means, [0.025, 0.975]))
+
+
+def test_without_a_mixed_group_figure_3a_claims_no_gradient(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(script.Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
+    tokens = {name: np.zeros(2) for name in ("adv", "coefficient", "logp_base", "logp_rlvr", "dlogp")}
+    tables = {"gradient_bins": script.gradient_bins(tokens), "dlogp_bins": script.dlogp_bins(tokens)}
+    script.draw_figure_3(tmp_path / "figure_3.png", tokens, tables, "")
+    titles = [axis.get_title() for axis in figures[0].axes]
+    assert "No gradient: no problem has right and wrong responses" in titles
+    assert not any("0%" in title for title in titles)
+
+
+def test_examples_pair_responses_to_one_problem_which_its_system_prompt_is_part_of():
+    responses = []
+    for system, source, right in (("a", "base", False), ("b", "base", True), ("a", "rlvr", False), ("b", "rlvr", True)):
+        problem = {"prompt": "1+1?", "answer": "2", "system": system}
+        responses.append(Response(problem, source, [1], "", right))
+    picked = script.pick_examples(responses, 4)
+    assert [response.problem["system"] for response in picked] == ["a", "a", "b", "b"]
 
 
 KINDS = [  # c: choice, a: arithmetic, ~: connective, .: copy
@@ -325,11 +374,11 @@ def test_identical_models_and_one_response_of_one_token(tmp_path):
 
 
 def test_check_prints_the_error_of_the_lemma_or_fails(tmp_path, capsys, monkeypatch):
-    run("--check --problems 2 --max-response 8 --device cpu", tmp_path / "run")
-    assert "on 16 tokens: largest relative error" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    run("--check", tmp_path / "run")
+    assert "on 2000 tokens: largest relative error" in capsys.readouterr().out and not (tmp_path / "run").exists()
     monkeypatch.setattr(script, "gradient_coefficient", lambda logp, adv, ratio: (ratio * adv).abs() * (1 - logp.exp()))
     with pytest.raises(ValueError, match="fails"):
-        run("--check --problems 2 --max-response 8 --device cpu", tmp_path / "run")
+        run("--check", tmp_path / "run")
 
 
 ROW = '{"prompt": "1+1?", "answer": "2"'
@@ -349,6 +398,19 @@ def test_bad_responses_are_named(tmp_path, line):
     path.write_text(f'{ROW}, "response": "2", "source": "rlvr"}}\n{line}\n')
     with pytest.raises(ValueError, match=re.escape(f"{path}") + ".*" + re.escape(BAD_RESPONSES[line])):
         script.read_responses(path, AutoTokenizer.from_pretrained("tiny/rlvr"), 22, "exact")
+
+
+def test_a_response_behind_a_prompt_that_is_left_out_has_the_number_of_its_line(tmp_path, capsys):
+    path = tmp_path / "mine.jsonl"
+    too_long = '{"prompt": "1+1+1+1+1+1+1+1+1+1+1+1?", "answer": "2"}\n'
+    good = f'{ROW}, "response": "2", "source": "base"}}\n{ROW}, "response": "2", "source": "rlvr"}}\n'
+    tokenizer = AutoTokenizer.from_pretrained("tiny/rlvr")
+    path.write_text(too_long + good)
+    assert len(script.read_responses(path, tokenizer, 22, "exact")) == 2
+    assert "left out 1 of 3 responses" in capsys.readouterr().out
+    path.write_text(too_long + good + ROW + "}")
+    with pytest.raises(ValueError, match="line 4: want"):
+        script.read_responses(path, tokenizer, 22, "exact")
 
 
 BAD_FLAGS = {

@@ -346,8 +346,6 @@ def test_records_have_the_names_of_the_metrics():
 def test_the_tables_of_the_page_are_what_the_results_say(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["studies/claims.py", "--check"])
     assert claims.main() == 0, capsys.readouterr().out
-    assert len((ROOT / "docs" / "claims.md").read_text().split()) <= 1900
-    assert len((ROOT / "docs" / "tables.md").read_text().split()) <= 2800
 
 
 def test_threads_add_records_and_a_damaged_line_is_named(tmp_path):
