@@ -814,7 +814,7 @@ def draw_curves(path, rows, title):
     colors = {"training rollouts": "tab:gray", "test problems": "black", "test problems, greedy": "tab:red"}
     with_actions = [row for row in rows if "guess" in row and row["step"] > 0]
     kinds = sorted({key for row in rows for key in row if key.startswith("kind/")})
-    if kinds:
+    if kinds and not with_actions:
         panels["share of responses whose answer is the ..."] = {key: key.removeprefix("kind/") for key in kinds}
     elif not with_actions:
         panels["share of tokens that the clip cuts off"] = {"clip_low": "below the range", "clip_high": "above it"}

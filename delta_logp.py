@@ -722,7 +722,7 @@ def read_responses(path, tokenizer, context, verifier):
     exceed `context` tokens; also where one of the sources has no response. Rows whose prompt alone fills `context` are
     left out, and counted on the screen.
     """
-    known = set(range(len(tokenizer))) - {tokenizer.unk_token_id}
+    known = set(range(len(tokenizer)))
     rows = read_problems(path, tokenizer, math.inf, 0)  # without a limit: one row for every line of the file
     n_left_out = 0
     responses = []
@@ -737,10 +737,12 @@ def read_responses(path, tokenizer, context, verifier):
         text = row["response"].encode("utf-8", "replace").decode()
         if "response_ids" in row:
             ids = row["response_ids"]
+            unknown = None  # what stands for unknown text may be an end as well, which a model may draw
         else:
             ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            unknown = tokenizer.unk_token_id
         fits = isinstance(ids, list) and 0 < len(ids) <= room
-        if not fits or not all(isinstance(i, int) and i in known for i in ids):
+        if not fits or not all(isinstance(i, int) and i in known and i != unknown for i in ids):
             raise ValueError(f"{where}: want a response of 1 to {room} tokens that the vocabulary has")
         if "right" in row:
             right = bool(row["right"])

@@ -352,6 +352,21 @@ def test_responses_from_a_file_give_the_same_tokens(finished, tmp_path):
     assert all(np.array_equal(whole[name], given[name]) for name in whole)
 
 
+def test_a_drawn_token_that_also_stands_for_unknown_text_is_read_again(finished, tmp_path):
+    """SmolLM2 has <|endoftext|> for both. As text it is unknown; as an id it was drawn."""
+    tokenizer = script.load_tokenizer(ROOT / "tiny" / "rlvr")
+    rows = read_rows(finished / "responses.jsonl")
+    rows[0]["response_ids"] = [tokenizer.unk_token_id, tokenizer.eos_token_id]
+    script.write_jsonl(tmp_path / "mine.jsonl", rows)
+    found = script.read_responses(tmp_path / "mine.jsonl", tokenizer, 256, "exact")
+    assert found[0].ids == rows[0]["response_ids"]
+    rows[0] = {**rows[0], "response": "\u20ac"}
+    rows[0].pop("response_ids")
+    script.write_jsonl(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(ValueError, match="line 1: want a response"):
+        script.read_responses(tmp_path / "mine.jsonl", tokenizer, 256, "exact")
+
+
 def test_resume_after_a_kill_gives_the_same_run(finished, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
