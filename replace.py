@@ -923,7 +923,7 @@ def main(args):
     reverse = [f"reverse-{name}" for name in args.reverse.split(",") if name]
     ratios = parse_numbers(args.ratios)
     print(f"| accuracy (ratio) | {' | '.join(str(ratio) for ratio in ratios)} |")
-    print("|---" * (1 + len(ratios)) + "|")
+    print(f"|---|{'|'.join('---' for _ in ratios)}|")
     for number, job in enumerate(["base and RLVR", *criteria, *reverse]):
         if job not in results:
             seed = args.seed * 1000 + 20 * number

@@ -213,9 +213,11 @@ def rows_of_templates(split, seed):
 def larger_problem(first, second):
     """Which of two numbers is larger? They are texts, such as "9.9". The row names the four kinds of answers."""
     if float(first) > float(second):
-        answer, kinds = first, {"first (larger)": first, "second (smaller)": second}
+        answer = first
+        kinds = {"first (larger)": first, "second (smaller)": second}
     else:
-        answer, kinds = second, {"first (smaller)": first, "second (larger)": second}
+        answer = second
+        kinds = {"first (smaller)": first, "second (larger)": second}
     prompt = f"Which is larger? \\boxed{{{first}}} or \\boxed{{{second}}}"
     return {"prompt": prompt, "answer": answer, "kinds": kinds}
 

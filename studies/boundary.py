@@ -204,11 +204,8 @@ def lost_to_the_decoder(records, arm, plateau):
 
 def print_table(found, samples):
     """Print the measures of every model as a Markdown table. found: {ModelKey: measures}."""
-    print(
-        f"\n| model | pass@1 | pass@{samples} | lost | won | right by the base model, of the lost |\n"
-        + "|---" * 6
-        + "|"
-    )
+    print(f"\n| model | pass@1 | pass@{samples} | lost | won | right by the base model, of the lost |")
+    print("|---|---|---|---|---|---|")
     for key, row in found.items():
         model = f"{key.arm}, model {key.base}, step {key.step}, {key.setting}"
         shares = f"{row['pass@1']:.3f} | {row['solved']:.3f} | {row['lost']:.3f} | {row['won']:.3f}"
@@ -303,7 +300,7 @@ def draw(path, found, bases, arms, plateaus, last):
     right.tick_params(labelleft=False)
     label = "share of problems that only the base model solves (gray, left) or only the trained one (red, right)"
     figure.supxlabel(f"{label}\ndots: models; diamond: red minus gray", fontsize=9.5)
-    title = "With top-p 0.95 GRPO loses some problems early. At temperature 1 it loses hardly any"
+    title = "Problems that GRPO loses and wins, at two sampling settings"
     figure.suptitle(title, weight="bold")
     figure.savefig(path, dpi=92)
 

@@ -89,7 +89,7 @@ def print_table(records):
     for key, record in records.items():
         rows_of_rate.setdefault((key.algorithm, key.lr), []).append(record)
     print(f"| algorithm | lr | pass@1 of each seed | {' | '.join(COLUMNS)} |")
-    print("|---" * (3 + len(COLUMNS)) + "|")
+    print(f"|---|---|---|{'|'.join('---' for _ in COLUMNS)}|")
     for (algorithm, lr), rows in rows_of_rate.items():
         cells = [algorithm, f"{lr:g}", ", ".join(f"{row['pass@1']:.3f}" for row in rows)]
         for column in COLUMNS:

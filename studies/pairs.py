@@ -470,7 +470,7 @@ def draw_replacement(path, found):
         axis.set(xlabel="replaced tokens (%)")
     figure.supylabel("accuracy minus RLVR's (dotted: -0.05)", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, title=LEGEND)
-    title = "dlogp needs the fewest tokens to reach RLVR's accuracy (dashed)"
+    title = "How many tokens must be RLVR's to reach its accuracy (dashed)?"
     figure.suptitle(title, weight="bold")
     figure.savefig(path, dpi=92)
 

@@ -100,7 +100,7 @@ def steps_of(models):
 def print_table(title, rows, columns):
     """Print {label: {column: (mean, half-width)}} as a Markdown table."""
     print(f"\n| {title} | {' | '.join(columns)} |")
-    print("|---" * (1 + len(columns)) + "|")
+    print(f"|---|{'|'.join('---' for _ in columns)}|")
     for label, row in rows.items():
         cells = []
         for mean, half_width in row.values():

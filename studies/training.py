@@ -528,7 +528,7 @@ def claims_of(script, found):
 # --------------------------------------------------------------------------------------------------------------- figure
 TITLES = {
     "dapo": "Reweighting changes little. Without unlikely tokens (top-p 0.9, 0.7) accuracy stalls",
-    "grpo_n": "Learning from mistakes alone (GRPO-N, GSPO-N) is slower",
+    "grpo_n": "Learning from mistakes alone (GRPO-N, GSPO-N) and from both signs (GRPO, GSPO)",
 }
 STYLES = {  # (colour, line) of each arm; orange, blue and green are the colours of the actions
     "none": ("black", "-"),
