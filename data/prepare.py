@@ -373,6 +373,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.limit < 0:
         raise ValueError(f"--limit {args.limit}: want 0 or more")
+    if args.name in ("smollm2", "larger") and (args.raw or args.limit or args.box_in_system):
+        raise ValueError(f"{args.name} takes neither --raw nor --limit nor --box-in-system")
     if args.name == "smollm2":
         folder = Path(args.out) / args.name
         make_smollm2(folder)

@@ -310,3 +310,11 @@ def test_missing_packages_are_one_sentence_with_the_command(tmp_path, monkeypatc
     with pytest.raises(ValueError, match=f"^missing: gguf, accelerate; first run: {command}"):
         prepare.main(["smollm2", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", ["--limit 5", "--raw .", "--box-in-system"])
+@pytest.mark.parametrize("name", ["larger", "smollm2"])
+def test_a_flag_that_would_have_no_effect_is_an_error(name, flags, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} takes neither"):
+        prepare.main([name, *flags.split(), "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
