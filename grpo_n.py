@@ -2,8 +2,8 @@ r"""GRPO and GSPO, and learning from mistakes alone: only relative-negative resp
 
 What it shows: an algorithm that only lowers what failed does not tell the policy what to repeat. The logit of a failed
 token falls, and all others rise in proportion to their probability. So the entropy need not collapse. `--algorithm
-grpo-n` and `gspo-n` differ from their parents by one line and by the default learning rate. `diff dapo.py grpo_n.py`
-shows what differs from DAPO.
+grpo-n` and `gspo-n` differ from their parents by one line and by the default learning rate. `--algorithm grpo-p` is the
+counterpart: only right responses give a gradient. `diff dapo.py grpo_n.py` shows what differs from DAPO.
 
   Paper B: "The Debate on RLVR Reasoning Capability Boundary" (arXiv 2510.04028), sections 2 and 4, appendices B.5, C
   GRPO:    "DeepSeekMath" (arXiv 2402.03300)        GSPO: "Group Sequence Policy Optimization" (arXiv 2507.18071)
@@ -56,12 +56,14 @@ from transformers.hf_argparser import HfArg
 
 HERE = Path(__file__).resolve().parent
 MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm, as in the released code
-LR = {"grpo": 4e-4, "grpo-n": 1e-4, "gspo": 4e-4, "gspo-n": 1e-4}  # for the tiny model: studies/grpo_n_lr.py
+LR = {"grpo": 4e-4, "grpo-n": 1e-4, "grpo-p": 4e-4, "gspo": 4e-4, "gspo-n": 1e-4}  # tiny model: studies/grpo_n_lr.py
 
 
 @dataclass
 class Args:
-    algorithm: Literal["grpo", "grpo-n", "gspo", "gspo-n"] = HfArg(default="grpo", help="-n: negative advantages only")
+    algorithm: Literal["grpo", "grpo-n", "grpo-p", "gspo", "gspo-n"] = HfArg(
+        default="grpo", help="-n: negative advantages only; -p: positive ones only"
+    )
     model: str = HfArg(default=str(HERE / "tiny/base"), help="base model: a folder, or a name on the hub")
     train: str = HfArg(
         default=str(HERE / "tiny/train.jsonl"), help='training problems, one {"prompt": ..., "answer": ...} a line'
@@ -146,6 +148,15 @@ def negative_only(adv):
     Takes advantages that were normalised over the whole group; nothing is recentred or rescaled afterwards.
     """
     return adv * (adv < 0)  # (3)
+
+
+def positive_only(adv):
+    """Keep the advantages above 0, set the rest to 0: any shape -> same shape. The counterpart of negative_only.
+
+    What is left raises the right responses and nothing else, as rejection sampling does: positive sample reinforcement,
+    "PSR" (arXiv 2506.01347).
+    """
+    return adv * (adv > 0)
 
 
 def kl_k3(logp, logp_ref):
@@ -975,6 +986,8 @@ def main(args):
             adv = group_advantages(rewards)  # (B, G)
             if args.algorithm.endswith("-n"):
                 adv = negative_only(adv)
+            elif args.algorithm.endswith("-p"):
+                adv = positive_only(adv)
             row["active"] = (adv != 0).float().mean().item()  # share of the responses that give a gradient
             adv = adv.view(-1, 1).expand_as(mask)  # (N, L)
 

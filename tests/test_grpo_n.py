@@ -12,7 +12,7 @@ from test_runs import keep_copies, rows, short_problems
 
 import dapo
 import grpo_n
-from grpo_n import answer_entropy, group_advantages, grpo_loss, kl_k3, negative_only, pass_at_k
+from grpo_n import answer_entropy, group_advantages, grpo_loss, kl_k3, negative_only, pass_at_k, positive_only
 
 ROOT = Path(__file__).resolve().parent.parent
 both_losses = pytest.mark.parametrize("loss_of", [grpo_loss, gspo_loss], ids=["grpo", "gspo"])
@@ -72,6 +72,13 @@ def test_denominators_stay_those_of_the_whole_group():
     (whole,) = torch.autograd.grad(grpo_loss(logp, 0 * ones, adv, ones)[0], logp)
     (part,) = torch.autograd.grad(grpo_loss(logp, 0 * ones, negative_only(adv), ones)[0], logp)
     assert torch.equal(part[2:], whole[2:]) and torch.equal(part[:2], torch.zeros(2, 3))
+
+
+def test_positive_only_is_what_negative_only_leaves_out():
+    adv = group_advantages(torch.tensor([[1.0, 0, 0, 0], [1.0, 1, 1, 0], [1.0, 1, 1, 1], [0.0, 0, 0, 0]]))
+    expected = torch.tensor([[1.5, 0, 0, 0], [0.5, 0.5, 0.5, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    assert torch.allclose(positive_only(adv), expected, atol=1e-5)
+    assert torch.equal(positive_only(adv) + negative_only(adv), adv)
 
 
 # ----------------------------------------------------------------------------------------------------- KL, entropies
@@ -182,15 +189,16 @@ def test_resume_is_bit_identical(whole, problems):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_four_algorithms(whole, problems, tmp_path):
-    """-n drops the positive advantages, gspo has another ratio; what was sampled is the same."""
+def test_five_algorithms(whole, problems, tmp_path):
+    """-n drops the positive advantages, -p the negative ones, gspo has another ratio; what was sampled is the same."""
     first = {"gspo-n": rows(whole)[1]}
-    for algorithm in ("grpo", "grpo-n", "gspo"):
+    for algorithm in ("grpo", "grpo-n", "grpo-p", "gspo"):
         flags = f"--algorithm {algorithm} --lr {grpo_n.LR['gspo-n']} --steps 1 --mini-batch 2 --passk-samples 0"
         first[algorithm] = run(problems, tmp_path / algorithm, flags)[1]
     assert len({row["reward"] for row in first.values()}) == 1
-    assert len({row["loss"] for row in first.values()}) == 4
+    assert len({row["loss"] for row in first.values()}) == 5
     assert 0 < first["grpo-n"]["active"] < first["grpo"]["active"]
+    assert first["grpo-p"]["active"] == pytest.approx(first["grpo"]["active"] - first["grpo-n"]["active"])
     assert first["gspo-n"]["active"] == first["grpo-n"]["active"] and first["gspo"]["active"] == first["grpo"]["active"]
 
 

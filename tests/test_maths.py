@@ -240,6 +240,7 @@ def test_inputs_stay_as_they_were():
     gspo_loss(logp, logp_old, adv, mask, logp_ref=logp_old, kl_coef=0.1)
     group_advantages(adv)
     grpo_n.negative_only(adv)
+    grpo_n.positive_only(adv)
     reweight_low_prob(adv, logp_old, 0.3)
     reweight_dominate(adv, logp_old, 0.3)
     reweight_ppl(*grouped(adv, logp_old, mask), 0.3)
@@ -264,6 +265,7 @@ PASTED = [  # the function, and what it calls
     (dapo, "reweight_ppl", ["group_advantages"]),
     (dapo, "dapo_loss", []),
     (grpo_n, "negative_only", []),
+    (grpo_n, "positive_only", []),
     (grpo_n, "kl_k3", []),
     (grpo_n, "grpo_loss", ["kl_k3"]),
     (dapo, "rollout", ["sample_tokens"]),
@@ -282,6 +284,7 @@ def test_each_function_works_pasted_alone(script, name, calls):
         "reweight_ppl": (*grouped(adv, logp_old, mask), 0.2),
         "dapo_loss": (logp, logp_old, adv, mask),
         "negative_only": (adv,),
+        "positive_only": (adv,),
         "kl_k3": (logp, logp_old),
         "grpo_loss": (logp, logp_old, adv, mask),
         "rollout": (random_qwen(), [[5, 6, 7], [8]], 4, 9, [1, 2], None, 0.7, 0.9),
