@@ -410,35 +410,42 @@ def report(args):
     draw_runs(args.where / "real.png", runs)
 
 
-def model_jobs(keys, args):
-    """{name: Job} of what the models of some training runs are asked: the base, and each end and stalled of dapo."""
-    jobs = {}
-    for key in keys:
-        if key.arm == "dapo":
-            end = folder_of(key, args) / "model"
-            stalled = folder_of(key, args) / f"model_{2 if args.quick else STALLED:06d}"
-            jobs[f"pair-end-{key.seed}"] = pair_job(f"pair-end-{key.seed}", end, args)
-            jobs[f"end-{key.seed}"] = unseen_job(f"end-{key.seed}", end, args)
-            jobs[f"pair-stalled-{key.seed}"] = pair_job(f"pair-stalled-{key.seed}", stalled, args)
-    jobs["base"] = unseen_job("base", MODEL, args)
-    return jobs
+def model_jobs(key, args):
+    """{name: Job} of what the models of a training run of dapo are asked: its end, and the stalled one."""
+    end = folder_of(key, args) / "model"
+    stalled = folder_of(key, args) / f"model_{2 if args.quick else STALLED:06d}"
+    return {
+        f"pair-end-{key.seed}": pair_job(f"pair-end-{key.seed}", end, args),
+        f"end-{key.seed}": unseen_job(f"end-{key.seed}", end, args),
+        f"pair-stalled-{key.seed}": pair_job(f"pair-stalled-{key.seed}", stalled, args),
+    }
 
 
 def main(args):
     random_answers = args.runs / "real" / "random_answers.jsonl"
     records = args.where / "real.jsonl"
     keys = run_keys(args.quick)
-    waves = []  # of jobs; of the first three training runs, all is done before the others begin
-    for wave in (keys[:3], keys[3:]):
-        waves.append({f"{key.arm}-{key.seed}": training_job(key, random_answers, args) for key in wave})
-        waves.append(model_jobs(wave, args))
-    done = read_records(records)
-    if not all(name in done for jobs in waves for name in jobs):
+    waves = [keys[:3], keys[3:]]  # of the first three training runs, all is done before the others begin
+    training = {key: training_job(key, random_answers, args) for key in keys}
+    asked = {key: model_jobs(key, args) for key in keys if key.arm == "dapo"}
+    names = ["base", *(f"{key.arm}-{key.seed}" for key in keys)]
+    names += [name for jobs in asked.values() for name in jobs]
+    if not all(name in read_records(records) for name in names):
         for folder, name in ((MODEL, "smollm2"), (PROBLEMS, "larger")):
             if not folder.exists():
                 raise SystemExit(f"{folder} is missing; run: python data/prepare.py {name}")
         write_random_answers(random_answers)
-    for jobs in waves:
+    for wave in waves:
+        run_all({f"{key.arm}-{key.seed}": training[key] for key in wave}, records=records)
+        done = read_records(records)
+        jobs = {"base": unseen_job("base", MODEL, args)}
+        models = {}  # {file: Job} of models that are asked something and perhaps are gone: those are trained again
+        for key in wave:
+            if key.arm == "dapo":
+                jobs.update(asked[key])
+                if not all(name in done for name in asked[key]):
+                    models[folder_of(key, args) / "model" / "config.json"] = Job(training[key].runs, None)
+        run_all(models)
         run_all(jobs, records=records)
     report(args)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,3 +95,22 @@ def test_the_figure_has_a_panel_for_each_run(tmp_path):
     runs = {real.RunKey("dapo", 1): RUN, real.RunKey("dapo", 2): RUN, real.RunKey("grpo", 1): RUN}
     real.draw_runs(tmp_path / "real.png", runs)
     assert (tmp_path / "real.png").stat().st_size > 20_000
+
+
+def test_a_model_that_is_gone_is_trained_again_before_it_is_asked(tmp_path, monkeypatch):
+    """Records travel with the repository, models do not."""
+    called = []
+    monkeypatch.setattr(real, "run_all", lambda jobs, records=None: called.append((list(jobs), records is None)))
+    monkeypatch.setattr(real, "MODEL", tmp_path)
+    monkeypatch.setattr(real, "PROBLEMS", tmp_path)
+    (tmp_path / "train.jsonl").write_text("")
+    names = [f"{key.arm}-{key.seed}" for key in real.run_keys(False)]
+    names += ["base", "end-1", "pair-end-1", "pair-stalled-1"]  # those of seed 2 are missing
+    (tmp_path / "real.jsonl").write_text("".join(json.dumps({"name": name}) + "\n" for name in names))
+    monkeypatch.setattr(real, "report", lambda args: None)
+    real.main(SimpleNamespace(quick=False, runs=tmp_path / "runs", where=tmp_path))
+    again = [jobs for jobs, is_again in called if is_again]
+    folder = tmp_path / "runs" / "real"
+    assert again[0] == [folder / "dapo-seed2" / "model" / "config.json"]
+    assert again[1] == [folder / f"dapo-seed{seed}" / "model" / "config.json" for seed in (3, 4, 5)]
+    assert "pair-end-2" in called[2][0] and not called[2][1]
