@@ -19,6 +19,7 @@ PANELS = {  # title: the metrics that it may show, of each run the first that it
     "two at once, per training response": ("two_at_once",),
     "one at a time, per training response": ("one_at_a_time",),
     "accuracy, training rollouts": ("accuracy",),
+    "entropy, training rollouts (nats)": ("entropy",),
 }
 # of lines that have no style of their own; orange, blue and green are the colours of the actions
 STYLES = [
@@ -65,24 +66,25 @@ def draw_group(axis, group, metric, style, label):
 
 def draw(path, runs, title="", styles=None):
     """The figure. runs: {label: [the rows of metrics.jsonl, for each of its runs]}; styles: {label: (colour, line)}."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots(2, 3)
-    for axis, (panel, metrics) in zip(axes.flat, PANELS.items(), strict=True):
+    figure = Figure(figsize=(10.5, 5.5), layout="constrained")
+    *axes, place_of_legend = figure.subplots(2, 4).flat
+    for axis, (panel, metrics) in zip(axes, PANELS.items(), strict=True):
         for i, (label, group) in enumerate(runs.items()):
             metric = metric_of(group[0], metrics)
             if metric is not None:
                 style = styles[label] if styles else STYLES[i % len(STYLES)]
                 draw_group(axis, group, metric, style, label)
-        axis.set_title(panel, fontsize=10)
+        axis.set_title(panel, fontsize=9)
         axis.set(xlabel="training step", ylim=(0, None))
         axis.grid(alpha=0.3)
     n_runs = max(len(group) for group in runs.values())
-    legend = figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
+    place_of_legend.axis("off")
+    legend = place_of_legend.legend(*axes[0].get_legend_handles_labels(), loc="center", fontsize=9)
     if n_runs > 1:
-        legend.set_title(f"mean of {n_runs} runs; shaded: their range")
+        legend.set_title(f"mean of {n_runs} runs; shaded: range", prop={"size": 9})
     if title:
         figure.suptitle(title, weight="bold")
-    figure.savefig(path, dpi=92)
+    figure.savefig(path, dpi=88)
 
 
 def main():

@@ -525,6 +525,18 @@ def claims_of(script, found):
     return rows
 
 
+def print_order(found):
+    """The weightings of dapo.py in the order of their mean accuracy at the end. found: {RunKey: measures}."""
+    for measure in (ACCURACY, ACCURACY_TOP_P):
+        means = {}
+        for arm in ("none", "low-prob", "dominate", "ppl"):
+            values = [row[measure] for key, row in found.items() if key.arm == arm]
+            if values:
+                means[NAMES.get(arm, arm)] = np.mean(values)
+        order = sorted(means, key=means.get, reverse=True)
+        print(f"{measure}: {', '.join(f'{name} {means[name]:.3f}' for name in order)}")
+
+
 # --------------------------------------------------------------------------------------------------------------- figure
 TITLES = {
     "dapo": "Reweighting changes little. Without unlikely tokens (top-p 0.9, 0.7) accuracy stalls",
@@ -582,6 +594,8 @@ def main():
                 curves.setdefault(name, []).append(metrics_rows(record, key.arm))
                 styles[name] = STYLES[key.arm]
         finish(args, script, claims_of(script, found), draw, curves, TITLES[script], styles)
+        if script == "dapo":
+            print_order(found)
         for key, row in found.items():
             print(*key, {name: round(float(x), 3) for name, x in row.items()})
 
