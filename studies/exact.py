@@ -201,6 +201,42 @@ def probabilities(model, problems, seed=0, batch=64):
     return found
 
 
+@torch.no_grad()
+def ceiling(model, problem):
+    """p(right) at temperature 1 of a model that is made to take one operation at a time wherever it has a choice.
+
+    It cannot box before the end of the second chain, nor take two at once. All else it has to do itself: find the next
+    operation, compute it, box both results.
+    """
+    tokens = prompt_tokens(problem)
+    first_tokens = []  # positions of the first token of each statement: there the box is forbidden
+    forced = []  # positions of "=" where a second operation could follow
+    for value, operations in problem:
+        for i, operation in enumerate(operations):
+            first_tokens.append(len(tokens))
+            result = apply(value, [operation])
+            tokens.extend(f"{value}{operation}")
+            if i < len(operations) - 1:
+                forced.append(len(tokens))
+            tokens.extend(["=", *str(result), next(iter(CONNECTIVES))])
+            value = result
+    tokens.extend(["\\boxed{", *answer_of(problem), "}", "<|im_end|>"])
+    ids = torch.tensor([[IDS[token] for token in tokens]])
+    p = model(input_ids=ids[:, :-1], use_cache=False).logits[0].softmax(-1).double()  # row t predicts token t + 1
+    probability = 1.0
+    for t in range(len(prompt_tokens(problem)), len(tokens)):
+        if t in forced:
+            continue
+        if tokens[t] in CONNECTIVES:
+            factor = sum(p[t - 1, IDS[connective]] for connective in CONNECTIVES)
+        else:
+            factor = p[t - 1, ids[0, t]]
+        if t in first_tokens:
+            factor = factor / (1 - p[t - 1, IDS["\\boxed{"]])
+        probability *= float(factor)
+    return probability
+
+
 def is_listed(text, problem):
     """Is a response's text one of right_responses(problem)?"""
     lines = {"".join(token or "; " for token in response[:-1]) for response in right_responses(problem)}
@@ -215,9 +251,9 @@ def load(folder):
     )
 
 
-def first_problems(base, n, args):
-    """The first n test problems of a base model: see read_problem."""
-    rows = read_jsonl(base_folder(base, args.quick) / "test.jsonl")[:n]
+def first_problems(base, n, args, name="test"):
+    """The first n problems of a base model's test.jsonl or long.jsonl: see read_problem."""
+    rows = read_jsonl(base_folder(base, args.quick) / f"{name}.jsonl")[:n]
     return [read_problem(row["prompt"]) for row in rows]
 
 
@@ -254,6 +290,16 @@ def base_record(base, size, args):
     """The record of a base model."""
     problems = first_problems(base, size.problems, args)
     return {"models": {"0": model_record(base_folder(base, args.quick) / "base", problems, size.samples, draws=4)}}
+
+
+def ceiling_record(base, size, args):
+    """The mean ceiling of a base model on test problems and on long ones."""
+    model, _ = load(base_folder(base, args.quick) / "base")
+    record = {}
+    for name in ("test", "long"):
+        problems = first_problems(base, 4 if args.quick else 100, args, name)
+        record[name] = round(float(np.mean([ceiling(model, problem) for problem in problems])), 4)
+    return record
 
 
 def run_record(folder, base, size, args):
@@ -514,13 +560,14 @@ def main():
     torch.set_num_threads(1)
     size = QUICK_SIZE if args.quick else FULL_SIZE
     path = args.where / "exact.jsonl"
-    names = [f"base-{base}" for base in args.bases]
+    names = [f"{kind}-{base}" for base in args.bases for kind in ("base", "ceiling")]
     names += [f"{arm}-{base}" for base in args.bases for arm in ARMS]
     rates = best_rates(size, args)
     make_bases(args, path, names)
     jobs = {}
     for base in args.bases:
         jobs[f"base-{base}"] = Job([], functools.partial(base_record, base, size, args))
+        jobs[f"ceiling-{base}"] = Job([], functools.partial(ceiling_record, base, size, args))
         for arm in ARMS:
             jobs[f"{arm}-{base}"] = training_job(arm, base, rates, size, args)
     run_all(jobs, args.workers, path)

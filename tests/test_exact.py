@@ -122,6 +122,35 @@ def test_probabilities_are_the_frequencies_of_right_samples(base):
         assert sum(counts["unlisted"]) <= 0.05 * sum(counts["right"])
 
 
+def test_the_ceiling_is_the_chance_of_all_that_is_no_choice(base):
+    """Other code: the text with its choices marked. ^: next token is not the box. !: the next token is for sure."""
+    model, _ = base
+    marked = "^63*2!=26;^26-2=24;^77-7!=70;^70+2=72;"
+    ids = [exact.IDS[token] for token in exact.prompt_tokens(PROBLEM)]
+    expected = 1.0
+    pieces = [*marked, "\\boxed{", *"24,72", "}", "<|im_end|>"]
+    is_first = is_sure = False
+    for piece in pieces:
+        if piece in "^!":
+            is_first = piece == "^"
+            is_sure = piece == "!"
+            continue
+        token = "; " if piece == ";" else piece
+        with torch.no_grad():
+            p = model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1).double()
+        if token == "; ":
+            factor = sum(p[exact.IDS[connective]] for connective in exact.CONNECTIVES)
+        else:
+            factor = p[exact.IDS[token]]
+        if is_first:
+            factor = factor / (1 - p[exact.IDS["\\boxed{"]])
+        expected *= 1.0 if is_sure else float(factor)
+        is_first = is_sure = False
+        ids.append(exact.IDS[token])
+    assert exact.ceiling(model, PROBLEM) == pytest.approx(expected, rel=1e-4)
+    assert 0.5 < expected < 1
+
+
 def test_a_response_that_top_p_excludes_has_probability_zero():
     """Uniform but for one token: p = 0.96 of it, so that 0.95 excludes all others."""
     vocabulary = len(exact.IDS)
