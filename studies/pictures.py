@@ -1,8 +1,9 @@
-"""The two pictures of the README, drawn from finished runs; and a run of the real model, from its record.
+"""The two pictures of the README, drawn from finished runs; a run of the real model, from its record; slides.
 
     python studies/pictures.py two-stages    # after python dapo.py; the real model's run is in studies/results
     python studies/pictures.py dlogp         # after python delta_logp.py
     python studies/pictures.py real --real dapo-2 --out runs/real.png
+    python studies/pictures.py slides        # four pictures for slides, after both; --tiny runs/lab/dapo: of the lab
 
 two-stages: the shares of the actions over training, stacked, of a bandit (run here, a second), of the tiny model and of
 SmolLM2-135M. What is rare and best at first is orange, common and fair is blue, worthless is green. Accuracy is above.
@@ -10,16 +11,21 @@ Dashed: where blue is highest (mean of five updates or steps). real.py defines t
 dlogp: a wrong response of the base and a right one of the RLVR model to one problem, a bar of dlogp over every token.
 It is the first problem of the run that has both, short enough for the picture and the base's not too short; of each
 model the longest such response.
+slides: bandit.svg (run here), two_stages.svg, dlogp.svg and replacement.svg (five models, from studies/results). Their
+text stays text, so that a slide can change it.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from common import ROOT, read_json, read_jsonl, read_records
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from pairs import COLORS as CRITERION_COLORS
+from pairs import CRITERIA
 from real import accuracy_of, draw_runs, key_of, shares_of
 
 COLORS = {"worthless": "tab:green", "common": "tab:blue", "best": "tab:orange"}
@@ -27,13 +33,19 @@ MAX_LENGTH = 64  # of a response that fits into the picture, in characters
 
 
 # ----------------------------------------------------------------------------------------------------------- two stages
-def bandit_panel():
-    """(updates, {colour name: share}, expected reward) of the default bandit: the mean over 250 runs."""
+def bandit_panel(path=None):
+    """(updates, {colour name: share}, expected reward) of the default bandit: the mean over 250 runs.
+
+    path: where to draw it, as toy_bandit.py does; None: nowhere.
+    """
     sys.path.insert(0, str(ROOT))
     import toy_bandit
 
     settings = toy_bandit.bandit_settings(toy_bandit.parse_args([]))
-    _, curves = toy_bandit.run(toy_bandit.Bandit("", "", "", settings))
+    bandit = toy_bandit.Bandit("", "", "", settings)
+    row, curves = toy_bandit.run(bandit)
+    if path is not None:
+        toy_bandit.draw_bandit(path, bandit, row, curves)
     common, best, worthless = curves.mean.T
     return curves.updates, {"worthless": worthless, "common": common, "best": best}, curves.mean @ toy_bandit.REWARDS
 
@@ -150,33 +162,70 @@ def draw_dlogp(path, folder):
     figure.savefig(path, dpi=92)
 
 
+# ---------------------------------------------------------------------------------------------------------- replacement
+def draw_replacement(path, records):
+    """Draw accuracy over the share of replaced tokens at top-p 1. records: those of pairs.py, {name: record}."""
+    runs = [record["replacement 1.0"] for name, record in records.items() if name.endswith("-end")]
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for number, (label, color) in enumerate((("the base alone", "gray"), ("RLVR alone", "black"))):
+        accuracy = np.mean([run["base and RLVR"][number]["accuracy"] for run in runs])
+        axis.axhline(accuracy, color=color, ls="--", lw=1.5, label=label)
+    for criterion, name in CRITERIA.items():
+        style = {"color": CRITERION_COLORS[criterion]}
+        ratios = np.array([[100 * point["ratio"] for point in run[criterion]] for run in runs])  # (models, targets)
+        accuracies = np.array([[point["accuracy"] for point in run[criterion]] for run in runs])
+        for x, y in zip(ratios, accuracies, strict=True):
+            axis.plot(x, y, lw=0.6, alpha=0.6, **style)
+        axis.plot(ratios.mean(axis=0), accuracies.mean(axis=0), "o-", lw=2.5, label=f"replaced by {name}", **style)
+    axis.set(xlabel="tokens of the base that RLVR replaces (%)", ylabel="accuracy", xscale="log", ylim=(0, 1))
+    axis.set_xticks([2, 5, 10, 15, 20, 30], ["2", "5", "10", "15", "20", "30"])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    legend = "thick: mean of five models; thin: each of them"
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, title=legend)
+    title = "Few tokens, chosen by dlogp, make the base as good as RLVR"
+    figure.suptitle(title, weight="bold")
+    figure.savefig(path, dpi=92)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", choices=("two-stages", "dlogp", "real"))
+    parser.add_argument("picture", choices=("two-stages", "dlogp", "real", "slides"))
     parser.add_argument("--tiny", default=ROOT / "runs/dapo/none-seed1", type=Path, help="folder of a run of dapo.py")
     parser.add_argument("--pair", default=ROOT / "runs/delta_logp/seed1", type=Path, help="of a run of delta_logp.py")
     parser.add_argument("--real", default="dapo-1", help="name of a record of real.py")
-    parser.add_argument("--out", default="", help="the picture; by default in docs/figures")
+    parser.add_argument("--out", default="", help="the picture, by default in docs/figures; the folder of slides")
     args = parser.parse_args()
-    path = Path(args.out or ROOT / "docs/figures" / f"{args.picture.replace('-', '_')}.png")
+    if args.out:
+        path = Path(args.out)
+    elif args.picture == "slides":
+        path = ROOT / "runs/slides"
+    else:
+        path = ROOT / "docs/figures" / f"{args.picture.replace('-', '_')}.png"
     runs = read_records(ROOT / "studies/results/real.jsonl")
     runs = {name: record["metrics"] for name, record in runs.items() if "metrics" in record}
     if args.real not in runs:
         raise SystemExit(f"--real {args.real}: no such run; there are {', '.join(sorted(runs))}")
-    if args.picture == "real":
-        needed = path.parent
-    elif args.picture == "two-stages":
-        needed = args.tiny / "metrics.jsonl"
-    else:
-        needed = args.pair / "tokens.npz"
-    if not needed.exists():
-        raise SystemExit(f"{needed} is missing: see --help")
+    tiny = args.tiny / "metrics.jsonl"
+    tokens = args.pair / "tokens.npz"
+    needed = {"real": [path.parent], "two-stages": [tiny], "dlogp": [tokens], "slides": [tiny, tokens]}
+    for file in needed[args.picture]:
+        if not file.exists():
+            raise SystemExit(f"{file} is missing: see --help")
     if args.picture == "real":
         draw_runs(path, {key_of(args.real): runs[args.real]})
     elif args.picture == "two-stages":
-        draw_two_stages(path, needed, runs[args.real])
-    else:
+        draw_two_stages(path, tiny, runs[args.real])
+    elif args.picture == "dlogp":
         draw_dlogp(path, args.pair)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
+            bandit_panel(path / "bandit.svg")
+            draw_two_stages(path / "two_stages.svg", tiny, runs[args.real])
+            draw_dlogp(path / "dlogp.svg", args.pair)
+            draw_replacement(path / "replacement.svg", read_records(ROOT / "studies/results/pairs.jsonl"))
     print(f"written: {path}")
 
 
