@@ -62,7 +62,7 @@ SETTINGS = f"{SIZES} --lr 2e-5 --warmup-steps 2 --eval-every 5 --eval-problems 0
 
 ARMS = {  # arm: its name in table and figure
     "dapo": "DAPO",
-    "control": "DAPO, random answers",
+    "control": "random answers",
     "grpo": "GRPO",
     "grpo-n": "GRPO-N",
 }
