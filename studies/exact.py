@@ -524,15 +524,18 @@ def print_curves(curves):
 
 
 def draw(path, curves):
-    """p of each problem under base, plateau and end of the first GRPO run, without and with top-p; pass@k over k."""
-    (key, curve) = next(item for item in curves.items() if item[0][0] == ARMS[0])
+    """p of each problem under base, plateau and end of one run, without and with top-p; pass@k over k.
+
+    curves: {(arm, base): Curve}, of which the first is drawn.
+    """
+    (arm, base), curve = next(iter(curves.items()))
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.subplots(2, 2)
     order = np.argsort(curve.p[NO_CUT][0])
     models = {  # label: (index, colour, marker)
         "base": (0, "tab:gray", "o"),
         f"step {curve.steps[curve.plateau]}, on the plateau": (curve.plateau, "black", "x"),
-        f"step {curve.steps[-1]}, end": (-1, "tab:red", "."),
+        f"step {curve.steps[-1]}, the end": (-1, "tab:red", "."),
     }
     floor = 1e-9  # p = 0 is drawn here
     for axis, setting in zip(axes[0], (NO_CUT, PAPER), strict=True):
@@ -541,16 +544,17 @@ def draw(path, curves):
             axis.semilogy(np.maximum(p, floor), marker, color=color, ms=5, label=label)
         cut = "all tokens" if setting.top_p == 1 else f"top-p {setting.top_p:g}"
         axis.set(title=f"temperature {setting.temperature:g}, {cut}", ylim=(floor / 3, 2))
-        axis.set(xlabel="problems, sorted by p of the base (left)", ylabel="p(right) of a problem")
+        axis.set(xlabel="problems, sorted by the base's p (left)", ylabel="p(right) of a problem")
         axis.set_yticks([floor, 1e-6, 1e-4, 1e-2, 1], ["0", "$10^{-6}$", "$10^{-4}$", "0.01", "1"])
         axis.grid(alpha=0.3)
     axes[0, 0].legend(loc="lower right")
     for axis, setting in zip(axes[1], (NO_CUT, PAPER), strict=True):
-        for label, (i, color, _) in models.items():
-            axis.semilogx(KS, [pass_at(curve.p[setting][i], k) for k in KS], color=color, label=label)
+        for i, color, _ in models.values():
+            axis.semilogx(KS, [pass_at(curve.p[setting][i], k) for k in KS], color=color)
         axis.set(xlabel="k, responses to a problem", ylabel="pass@k", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
-    figure.suptitle(f"What {NAMES[key[0]]} does to each problem (tiny model {key[1]}), computed", weight="bold")
+    title = f"{NAMES[arm]}, model {base}: p of each problem, computed. 0: top-p cuts every right response"
+    figure.suptitle(title, weight="bold")
     figure.savefig(path, dpi=92)
 
 
