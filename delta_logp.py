@@ -8,7 +8,7 @@ of it is in the arithmetic. The run ends with a page of coloured tokens.
   The paper ("paper A" in README.md): "On the Direction of RLVR Updates for LLM Reasoning" (arXiv 2603.22117),
   sections 2, 3.1 and 3.3
 
-The equations, tagged (1) to (5) in the code:
+The equations, tagged (1) to (6) in the code:
   (1) dlogp(y_t) = log pi_RL(y_t | x, y_<t) - log pi_base(y_t | x, y_<t), of a token, in nats           eq. 1
   (2) H = -sum_v pi_v log pi_v, of base and of RL, v over the whole vocabulary                          section 2
   (3) KL(RL||base) = sum_v pi_RL,v log(pi_RL,v / pi_base,v), KL(base||RL), and the mean of both         section 2
@@ -23,6 +23,12 @@ The sign of the mean of (1) is no surprise. It follows from (1) and (3):
   for y ~ pi_RL:    E[dlogp(y)] =  KL(RL||base) >= 0
   for y ~ pi_base:  E[dlogp(y)] = -KL(base||RL) <= 0
 What has to be measured is how far the two histograms part, and at how few tokens.
+
+That dlogp tells the models apart is nearly guaranteed, too. Over a whole response it sums to
+  (6) log pi_RL(response | x) - log pi_base(response | x), the exact log-likelihood ratio
+By the Neyman-Pearson lemma no measure of a response has a larger expected AUC: this AUC is the bound for all others.
+Of one token, dlogp is the exact log-likelihood ratio given the tokens before it. Pooled tokens have no such bound,
+because the tokens before them differ as well.
 
 Differences from the paper:
   - The paper compares histograms by eye. Here overlap, AUC and the sizes by kind have 95% intervals. They are
@@ -885,6 +891,7 @@ class Sample(NamedTuple):
     values: np.ndarray  # (M,)
     owners: np.ndarray  # (M,): the response of each token, from 0 to R - 1
     means: np.ndarray  # (R,): mean over the tokens of each response
+    sums: np.ndarray  # (R,): sum over them
     problems: np.ndarray  # (R,): number of the problem that each response answers
 
 
@@ -893,19 +900,21 @@ def sample_of(tokens, source, metric):
     of_source = tokens["source"] == source
     values = tokens[metric][of_source]
     _, first, owners = np.unique(tokens["response"][of_source], return_index=True, return_inverse=True)
-    means = np.bincount(owners, values) / np.bincount(owners)
-    return Sample(values, owners, means, tokens["problem"][of_source][first])
+    sums = np.bincount(owners, values)  # (6), of dlogp
+    means = sums / np.bincount(owners)
+    return Sample(values, owners, means, sums, tokens["problem"][of_source][first])
 
 
 def separation(rlvr, base, times, edges):
-    """Overlap, AUC and AUC of the means over responses, of two Samples whose problem i counts times[i] times."""
+    """Overlap, and AUC of tokens, means and sums over responses. Problem i of the Samples counts times[i] times."""
     rlvr_weights = times[rlvr.problems]  # of each response
     base_weights = times[base.problems]
     weights = (rlvr_weights[rlvr.owners], base_weights[base.owners])  # of each token
     overlap = histogram_overlap(rlvr.values, base.values, *weights, edges)
     auc_token = auc(rlvr.values, base.values, *weights)
     auc_response = auc(rlvr.means, base.means, rlvr_weights, base_weights)
-    return overlap, auc_token, auc_response
+    auc_sum = auc(rlvr.sums, base.sums, rlvr_weights, base_weights)
+    return overlap, auc_token, auc_response, auc_sum
 
 
 def resample_problems(n_problems, resamples, seed):
@@ -920,19 +929,20 @@ def resample_problems(n_problems, resamples, seed):
 def comparison_row(tokens, metric, edges, resampled):
     """How far RLVR's tokens and the base's differ by one metric (figure 1b), with 95% intervals: a row of the table.
 
-    "auc_response" is the AUC of the mean over a response. resampled: see resample_problems.
+    "auc_response" is the AUC of the mean over a response, "auc_sum" that of the sum. The auc_sum of dlogp is the bound:
+    no measure of a response tells more in expectation (6). resampled: see resample_problems.
     """
     rlvr = sample_of(tokens, "rlvr", metric)
     base = sample_of(tokens, "base", metric)
     every_problem_once = np.ones(resampled.shape[1])  # (P,)
-    overlap, auc_token, auc_response = separation(rlvr, base, every_problem_once, edges)
+    overlap, auc_token, auc_response, auc_sum = separation(rlvr, base, every_problem_once, edges)
     draws = []
     for times in resampled:
         if times[rlvr.problems].any() and times[base.problems].any():  # else one source has no response in this draw
             draws.append(separation(rlvr, base, times, edges))
     if not draws:
-        draws.append((overlap, auc_token, auc_response))
-    ci95 = np.quantile(draws, [0.025, 0.975], axis=0)  # (2, 3)
+        draws.append((overlap, auc_token, auc_response, auc_sum))
+    ci95 = np.quantile(draws, [0.025, 0.975], axis=0)  # (2, 4)
     return {
         "overlap": overlap,
         "overlap_ci95": ci95[:, 0].tolist(),
@@ -940,6 +950,8 @@ def comparison_row(tokens, metric, edges, resampled):
         "auc_ci95": ci95[:, 1].tolist(),
         "auc_response": auc_response,
         "auc_response_ci95": ci95[:, 2].tolist(),
+        "auc_sum": auc_sum,
+        "auc_sum_ci95": ci95[:, 3].tolist(),
     }
 
 
@@ -1090,6 +1102,7 @@ def draw_histograms(path, tokens, edges, table, title):
     }
     distance = {metric: abs(table[metric]["auc"] - 0.5) for metric in METRICS}
     best = max(distance, key=distance.get)
+    bound = table["dlogp"]["auc_sum"]
     verdict = f"{labels[best][0]} tells it best" if distance[best] > 0.02 else "no measure tells it"
     figure = Figure(figsize=(10.5, 6.8), layout="constrained")
     axes = figure.subplots(2, 3)
@@ -1107,7 +1120,8 @@ def draw_histograms(path, tokens, edges, table, title):
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=11)
     figure.suptitle(
         f"Which model wrote a token? By AUC, {verdict}\n"
-        f"{title}; a measure that tells nothing has AUC 0.5 and overlap 1",
+        f"{title}; a measure that tells nothing has AUC 0.5 and overlap 1\n"
+        f"Of a whole response, dlogp sums to the exact likelihood ratio: AUC {bound:.2f}, the bound",
         fontsize=12,
     )
     figure.savefig(path, dpi=110)
@@ -1333,6 +1347,11 @@ def main(args):
     for name, table in tables.items():
         if table:
             print_table(name, table)
+    bound = tables["histograms"]["dlogp"]["auc_sum"]
+    print(
+        f"\nthe bound for whole responses, by the Neyman-Pearson lemma: AUC {bound:.3f}, auc_sum of dlogp, which is the"
+        " exact log-likelihood ratio"
+    )
 
     # ---- 4. draw
     pair = f"{short_name(args.base)} and {short_name(args.rlvr)}"

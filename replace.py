@@ -15,6 +15,14 @@ the score is above a threshold:
   (5) replacement    y ~ pi_RL                                                                          Algorithm 1
 Thresholds are calibrated on other problems, so that all criteria replace the same shares of tokens.
 
+The theory, not in the paper: `speculative` has no threshold. It is the rule of speculative decoding (Leviathan et al.,
+arXiv 2211.17192; Chen et al., arXiv 2302.01318), one token at a time:
+  (6) keep y with probability min(1, pi_RL(y) / pi_base(y))                                      2211.17192, section 2.3
+  (7) else draw it from max(0, pi_RL - pi_base), normalised                                      2211.17192, section 2.3
+Each token is then distributed exactly as RLVR's. The share that is replaced is in expectation
+  (8) TV(pi_base, pi_RL) = sum_v max(0, pi_RL,v - pi_base,v), averaged over the positions        2211.17192, section 3
+and no other exact rule replaces fewer. A threshold may replace fewer tokens, because it need not be exact.
+
 Differs from the released code: distributions are over the full vocabulary; there they are 50 log-probs of each model.
 There a token can only be replaced by one of the base's likeliest 50. Each row and position has noise of its own; there
 every one-token request has the same seed. The ratio pools all tokens; there it is the mean of each response's own
@@ -66,7 +74,8 @@ class Args:
     )
     # what is compared
     criteria: str = HfArg(
-        default="dlogp,kl,entropy,random,kl-forward,kl-reverse,entropy-rlvr", help="criteria, in this order"
+        default="dlogp,kl,entropy,random,kl-forward,kl-reverse,entropy-rlvr,speculative",
+        help="criteria, in this order; speculative, which has no threshold, comes last",
     )
     reverse: str = HfArg(
         default="dlogp,random", help="criteria that put the base's tokens into RLVR's responses; empty: none"
@@ -93,9 +102,13 @@ class Args:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: want 0 or more")
         if not all(0 < ratio < 1 for ratio in parse_numbers(self.ratios)):
             raise ValueError(f"--ratios {self.ratios}: want numbers between 0 and 1, such as 0.05,0.1")
-        for name in f"{self.criteria},{self.reverse}".split(","):
-            if name and name not in SCORES:
-                raise ValueError(f"there is no criterion {name!r}; there are {', '.join(SCORES)}")
+        for flag, names, known in (
+            ("--criteria", self.criteria, [*SCORES, "speculative"]),
+            ("--reverse", self.reverse, [*SCORES]),
+        ):
+            for name in names.split(","):
+                if name and name not in known:
+                    raise ValueError(f"{flag}: there is no criterion {name!r}; there are {', '.join(known)}")
         if not self.out:
             self.out = f"runs/replace/seed{self.seed}"
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -134,6 +147,41 @@ def kl_divergence(logp_p, logp_q):
     """
     terms = logp_p.exp() * (logp_p - logp_q)  # (3)
     return terms.masked_fill(logp_p.exp() == 0, 0.0).sum(-1).clamp(min=0.0)
+
+
+def sampling_logp(logits, temperature=1.0, top_p=1.0):
+    """Log-probs of what one samples from: logits (N, V), a temperature above 0 -> (N, V), -inf beyond top-p.
+
+    Top-p keeps the smallest set of likeliest tokens whose probability reaches top_p; what is left is normalised again.
+    """
+    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    if top_p < 1:
+        ordered, order = logp.exp().sort(dim=-1, descending=True)
+        probability_before = ordered.cumsum(-1) - ordered
+        beyond = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, probability_before >= top_p)
+        logp = torch.log_softmax(logp.masked_fill(beyond, -torch.inf), dim=-1)
+    return logp
+
+
+def speculative_tokens(logp_base, logp_rlvr, generator=None):
+    """The base draws tokens, as many as possible are kept, and all are distributed as RLVR's (speculative decoding).
+
+    logp_base, logp_rlvr: log-probs (N, V) of what each model samples from, cut by top-p already if it is in use.
+    Returns tokens (N,); replaced (N,), bool; total_variation (N,), the probability that a token is replaced.
+    A replaced token always changes: one that RLVR made less likely has no probability in the residual.
+    Sources: Leviathan et al. (arXiv 2211.17192), algorithm 1; Chen et al. (arXiv 2302.01318), algorithm 2.
+    """
+    p_base = logp_base.exp()
+    p_rlvr = logp_rlvr.exp()
+    tokens = torch.multinomial(p_base, 1, generator=generator)  # (N, 1)
+    keep = (p_rlvr / p_base).gather(-1, tokens)[:, 0]  # (N,): kept with this probability, always if above 1
+    residual = (p_rlvr - p_base).clamp(min=0)  # (N, V)
+    total_variation = residual.sum(-1)  # (8)
+    uniform = torch.rand(len(keep), generator=generator, device=keep.device)  # from 0 to 1, never 1 itself
+    replaced = (uniform >= keep) & (total_variation > 0)  # (6); equal up to rounding, they may leave no residual
+    if replaced.any():
+        tokens[replaced] = torch.multinomial(residual[replaced], 1, generator=generator)  # (7); it normalises
+    return tokens[:, 0], replaced, total_variation
 
 
 # A criterion: log-probs (N, V) of base and RLVR after the same prefixes, and the ids (N,) that the base drew -> (N,).
@@ -335,6 +383,8 @@ def decode_two(
     prompts: B lists of ids. score: a criterion such as score_dlogp; it sees log-probs of temperature 1. thresholds:
     (K,), one for each of the K copies of a prompt; inf never fires, -inf always. The rest is as in dapo.py's rollout.
     Where nothing fires, no noise is drawn for a second token: the tokens are those of rollout.
+    score "speculative": speculative_tokens decides; of thresholds only their number K counts, and temperature is above
+    0. Its scores are the total variation at each position.
     Returns a dict of tensors, N = B * K rows in group order, T tokens of the longest response:
       tokens (N, T), the ending id included; mask (N, T), 1 on response tokens; replaced (N, T), bool; scores (N, T),
       of the tokens that the base drew.
@@ -353,13 +403,18 @@ def decode_two(
     stops = torch.tensor(eos_ids, device=device)
     live = torch.arange(n_rows, device=device)  # the rows still in the batch
     for t in range(max_new_tokens):
-        new, _, _ = sample_tokens(base_logits, temperature, top_p, generator)
-        base_logp = torch.log_softmax(base_logits.float(), dim=-1)
-        rlvr_logp = torch.log_softmax(rlvr_logits.float(), dim=-1)
-        new_scores = score(base_logp, rlvr_logp, new)
-        fires = new_scores > row_thresholds[live]
-        if fires.any():
-            new[fires], _, _ = sample_tokens(rlvr_logits[fires], temperature, top_p, generator)  # (5)
+        if score == "speculative":
+            base_logp = sampling_logp(base_logits, temperature, top_p)
+            rlvr_logp = sampling_logp(rlvr_logits, temperature, top_p)
+            new, fires, new_scores = speculative_tokens(base_logp, rlvr_logp, generator)
+        else:
+            new, _, _ = sample_tokens(base_logits, temperature, top_p, generator)
+            base_logp = torch.log_softmax(base_logits.float(), dim=-1)
+            rlvr_logp = torch.log_softmax(rlvr_logits.float(), dim=-1)
+            new_scores = score(base_logp, rlvr_logp, new)
+            fires = new_scores > row_thresholds[live]
+            if fires.any():
+                new[fires], _, _ = sample_tokens(rlvr_logits[fires], temperature, top_p, generator)  # (5)
         tokens[live, t] = new
         mask[live, t] = 1.0
         replaced[live, t] = fires
@@ -732,7 +787,7 @@ def curve_point(target, threshold, responses, samples):
             )
     return {
         "target": target,
-        "threshold": str(threshold),  # inf is no JSON
+        "threshold": None if threshold is None else str(threshold),  # inf is no JSON
         "ratio": n_replaced / n_tokens,
         "accuracy": accuracy,
         "accuracy_ci95": accuracy_ci95,
@@ -743,7 +798,15 @@ def curve_point(target, threshold, responses, samples):
 
 
 def curve_points(job, seed, base, rlvr, tokenizer, train, test, args):
-    """The points of a curve, as results.json holds them. job: "base and RLVR", a criterion, or "reverse-" and one."""
+    """The points of a curve, as results.json holds them. job: "base and RLVR", a criterion, or "reverse-" and one.
+
+    "speculative" has one point, without target and threshold; its "total_variation" is the mean over all tokens.
+    """
+    if job == "speculative":
+        (responses,) = decode_problems(test, [0.0], seed, job, base, rlvr, job, tokenizer, args)
+        point = curve_point(None, None, responses, args.samples)
+        point["total_variation"] = float(np.mean(np.concatenate([response.scores for response in responses])))
+        return [point]
     torch.manual_seed(seed + 10)  # of score_random
     criterion = "dlogp" if job == "base and RLVR" else job.removeprefix("reverse-")
     score = SCORES[criterion]
@@ -769,17 +832,33 @@ def curve_points(job, seed, base, rlvr, tokenizer, train, test, args):
     return points
 
 
+def ratio_that_reaches(log_ratios, accuracies, level):
+    """The smallest ratio at which a curve (K,) reaches an accuracy, linear in log ratio between points; else inf."""
+    if accuracies[0] >= level:
+        return math.exp(log_ratios[0])
+    for k in range(1, len(accuracies)):
+        if accuracies[k] >= level:
+            return math.exp(np.interp(level, accuracies[k - 1 : k + 1], log_ratios[k - 1 : k + 1]))
+    return math.inf
+
+
+def none_if_infinite(number):
+    """A number as JSON has it: inf is None there."""
+    return float(number) if math.isfinite(number) else None
+
+
 def area_and_ci95(areas):
     """{"area", "area_ci95"} of (1 + R,) areas: that of all problems first, then those of R resamples of them."""
     return {"area": float(areas[0]), "area_ci95": np.quantile(areas[1:], [0.025, 0.975]).tolist()}
 
 
 def comparison_table(rlvr, curves, resamples, seed):
-    """How criteria compare: {criterion or "one - other": {"enough", "area", "area_ci95"}}.
+    """How criteria compare: {criterion or "one - other": {"enough", "within 0.05", "area", and their intervals}}.
 
     rlvr: a point; curves: {criterion: points in the order of their ratios}.
     enough: the smallest measured ratio whose accuracy is within the noise of RLVR's: the 95% interval of the
     difference, paired by problem, reaches 0. None if there is none.
+    within 0.05: the smallest ratio, interpolated, whose accuracy is RLVR's minus 0.05; None if none is measured.
     area: mean accuracy over log ratio, where all curves are defined; with its 95% interval (bootstrap over problems).
     """
     if not curves:
@@ -799,7 +878,15 @@ def comparison_table(rlvr, curves, resamples, seed):
             lead_of_rlvr = np.quantile(rlvr_means[1:] - point_means[1:], 0.025)
             if lead_of_rlvr <= 0:
                 enough.append(point["ratio"])
-        table[name] = {"enough": min(enough, default=None)}
+        reached = []  # in all problems and in each resample
+        for point_means, rlvr_mean in zip(means[name].T, rlvr_means, strict=True):
+            reached.append(ratio_that_reaches(log_ratios[name], point_means, rlvr_mean - 0.05))
+        interval = np.quantile(reached[1:], [0.025, 0.975], method="nearest")  # no mean of a ratio and inf
+        table[name] = {
+            "enough": min(enough, default=None),
+            "within 0.05": none_if_infinite(reached[0]),
+            "within 0.05_ci95": [none_if_infinite(bound) for bound in interval],
+        }
 
     low = max(log_ratio[0] for log_ratio in log_ratios.values())
     high = min(log_ratio[-1] for log_ratio in log_ratios.values())
@@ -885,6 +972,12 @@ def draw_curves(path, panels, results, title):
             axis.axhline(point["accuracy"], color=color, lw=1.5, ls="--", label=label)
             axis.axhspan(low, high, color=color, alpha=0.12, lw=0)
         for job in jobs:
+            if job == "speculative":
+                (point,) = results[job]
+                style = {"color": "black", "ls": ":", "lw": 1.5}
+                percent = 100 * point["total_variation"]
+                axis.axvline(percent, label=f"speculative, exact: E[TV] = {percent:.1f}%", **style)
+                continue
             criterion = job.removeprefix("reverse-")
             points = [point for point in results[job] if point["ratio"] > 0]  # a ratio of 0 has no logarithm
             x = [100 * point["ratio"] for point in points]
@@ -924,7 +1017,10 @@ def main(args):
     ratios = parse_numbers(args.ratios)
     print(f"| accuracy (ratio) | {' | '.join(str(ratio) for ratio in ratios)} |")
     print(f"|---|{'|'.join('---' for _ in ratios)}|")
-    for number, job in enumerate(["base and RLVR", *criteria, *reverse]):
+    jobs = ["base and RLVR", *(name for name in criteria if name != "speculative"), *reverse]
+    if "speculative" in criteria:  # last, so that the others draw the same numbers with it and without
+        jobs.append("speculative")
+    for number, job in enumerate(jobs):
         if job not in results:
             seed = args.seed * 1000 + 20 * number
             results[job] = curve_points(job, seed, base, rlvr, tokenizer, train, test, args)
@@ -936,24 +1032,35 @@ def main(args):
 
     # ---- compare the criteria with each other
     rlvr_point = results["base and RLVR"][1]
-    curves = {name: results[name] for name in criteria}
+    curves = {name: results[name] for name in criteria if name != "speculative"}
     table = comparison_table(rlvr_point, curves, args.bootstrap, args.seed)
-    (out / "summary.json").write_text(json.dumps(table, indent=2) + "\n")
-    print("\n| | smallest ratio within RLVR's noise | area | share of the replacements at choices |\n|---|---|---|---|")
+    columns = ["", "smallest ratio within RLVR's noise", "ratio of RLVR's accuracy - 0.05", "area"]
+    print(f"\n| {' | '.join(columns)} | share of the replacements at choices |\n|---|---|---|---|---|")
     for name, row in table.items():
-        cells = [name, "", "", ""]
+        cells = [name, "", "", "", ""]
         if name in curves:
             cells[1] = "none" if row["enough"] is None else f"{row['enough']:.3f}"
+            low, high = (f"{bound:.3f}" if bound is not None else "none" for bound in row["within 0.05_ci95"])
+            reached = row["within 0.05"]
+            cells[2] = f"{reached:.3f} [{low}, {high}]" if reached is not None else "none"
             shares = [point["at_choices"] for point in curves[name]]
-            cells[3] = ", ".join("-" if share is None else f"{share:.2f}" for share in shares)
+            cells[4] = ", ".join("-" if share is None else f"{share:.2f}" for share in shares)
         if "area" in row:
             low, high = row["area_ci95"]
-            cells[2] = f"{row['area']:.3f} [{low:.3f}, {high:.3f}]"
+            cells[3] = f"{row['area']:.3f} [{low:.3f}, {high:.3f}]"
         print(f"| {' | '.join(cells)} |")
+    if "speculative" in criteria:
+        (point,) = results["speculative"]
+        table["speculative"] = {name: point[name] for name in ("ratio", "total_variation", "accuracy", "accuracy_ci95")}
+        print(
+            f"\nspeculative: RLVR's distribution exactly, with {point['ratio']:.3f} of the tokens replaced;"
+            f" {point['total_variation']:.3f} expected from the distributions"
+        )
+    (out / "summary.json").write_text(json.dumps(table, indent=2) + "\n")
 
     # ---- draw
     panels = {
-        "The base takes RLVR's tokens (figure 2)": [name for name in criteria if name in FIGURE_2],
+        "The base takes RLVR's tokens (figure 2)": [name for name in criteria if name in (*FIGURE_2, "speculative")],
         "The same by other measures (figure 6)": [name for name in criteria if name == "kl" or name not in FIGURE_2],
         "RLVR takes the base's tokens": reverse,
     }

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import itertools
 import json
 import math
 import re
@@ -220,7 +221,46 @@ def test_the_bootstrap_draws_problems_not_tokens_or_responses():
             assert found[name] == pytest.approx(value), name
     assert alone["auc_ci95"][1] - alone["auc_ci95"][0] > 0.1
     assert alone["auc"] == auc(tokens["dlogp"][50:], tokens["dlogp"][:50], np.ones(50), np.ones(50))
-    assert alone["auc"] == alone["auc_response"] and alone["auc_ci95"] == alone["auc_response_ci95"]
+    for other in ("auc_response", "auc_sum"):
+        assert alone["auc"] == alone[other] and alone["auc_ci95"] == alone[f"{other}_ci95"]
+
+
+def test_the_sum_of_dlogp_is_the_bound_of_whole_responses():
+    """Against the AUC of the exact likelihood ratio, computed over all responses that two models can write.
+
+    The first token, equally likely in both models, says whether 1 or 9 more follow. So the mean of dlogp ranks the
+    responses in another order than the sum does, and a worse one.
+    """
+    p = {"base": [0.6, 0.4], "rlvr": [0.4, 0.6]}  # of the tokens 0 and 1 behind the first one
+    responses = []
+    chances = {"base": [], "rlvr": []}
+    for first, n_more in ((0, 1), (1, 9)):
+        for more in itertools.product((0, 1), repeat=n_more):
+            responses.append([first, *more])
+            for model, chance in p.items():
+                chances[model].append(0.5 * math.prod(chance[token] for token in more))
+    chances = {model: np.array(values) for model, values in chances.items()}
+    ratios = np.round(np.log(chances["rlvr"] / chances["base"]), 9)
+    above = (ratios[:, None] > ratios) + (ratios[:, None] == ratios) / 2
+    exact = chances["rlvr"] @ above @ chances["base"]
+
+    rng = np.random.default_rng(0)
+    columns = {"source": [], "response": [], "problem": [], "dlogp": [], "token": []}
+    for number in range(8000):
+        source = ("base", "rlvr")[number % 2]
+        for t, token in enumerate(responses[rng.choice(len(responses), p=chances[source])]):
+            columns["source"].append(source)
+            columns["response"].append(number)
+            columns["problem"].append(0)
+            columns["dlogp"].append(0.0 if t == 0 else (-0.40625, 0.40625)[token])  # log 1.5, but sums are exact
+            columns["token"].append(float(token))
+    tokens = {name: np.array(values) for name, values in columns.items()}
+    found = {}
+    for metric in ("dlogp", "token"):
+        found[metric] = script.comparison_row(tokens, metric, np.arange(-2, 3), script.resample_problems(1, 2, 0))
+    assert found["dlogp"]["auc_sum"] == pytest.approx(exact, abs=0.015)  # two standard errors
+    for other in (found["dlogp"]["auc_response"], found["token"]["auc_sum"], found["token"]["auc_response"]):
+        assert 0.5 < other < exact - 0.03
 
 
 def test_intervals_of_kinds_are_those_of_tables_of_the_drawn_problems():

@@ -158,6 +158,109 @@ def test_criteria_equal_float64_by_hand_and_ignore_ids_that_both_models_exclude(
             assert scores[name][i].item() == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
+# ------------------------------------------------------------------------------------------------ speculative sampling
+def total_variation(p, q):
+    """TV of two distributions: float64 tensors (V,) both."""
+    return ((p - q).abs().sum() / 2).item()
+
+
+def assert_drawn_from(tokens, p):
+    """The shares of tokens (N,) are as close to p (V,) in total variation as N draws of p are, by a wide margin."""
+    shares = torch.bincount(tokens, minlength=len(p)).double() / len(tokens)
+    expected = ((p * (1 - p)).sqrt() / len(tokens) ** 0.5 * (2 / math.pi) ** 0.5).sum() / 2
+    assert total_variation(shares, p) < 2 * expected + 1e-12, (shares, p)
+    assert not shares[p == 0].any()
+
+
+PAIRS = {  # p_base and p_rlvr
+    "overlapping": ([0.5, 0.3, 0.15, 0.05, 0.0], [0.1, 0.35, 0.15, 0.1, 0.3]),
+    "several tokens above": ([0.7, 0.1, 0.1, 0.05, 0.05], [0.1, 0.3, 0.3, 0.2, 0.1]),
+    "identical": ([0.2, 0.3, 0.0, 0.4, 0.1], [0.2, 0.3, 0.0, 0.4, 0.1]),
+    "disjoint": ([0.6, 0.4, 0.0, 0.0, 0.0], [0.0, 0.0, 0.7, 0.1, 0.2]),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_speculative_tokens_are_rlvrs_and_the_replaced_share_is_the_total_variation(name):
+    """A ratio upside down, a residual that is RLVR's distribution, or that is not cut at 0, a token kept too often."""
+    n = 100_000
+    p, q = (torch.tensor(values, dtype=torch.float64) for values in PAIRS[name])
+    rows = [values.float().log().expand(n, 5) for values in (p, q)]
+    tokens, replaced, expected = replace.speculative_tokens(*rows, torch.Generator().manual_seed(0))
+    assert_drawn_from(tokens, q)
+    tv = total_variation(p, q)
+    assert expected.tolist() == pytest.approx([tv] * n, abs=1e-6)
+    assert replaced.double().mean().item() == pytest.approx(tv, abs=4 * (tv * (1 - tv) / n) ** 0.5 + 1e-12)
+    if replaced.any():
+        residual = (q - p).clamp(min=0)
+        assert_drawn_from(tokens[replaced], residual / residual.sum())
+    if not replaced.all():  # what is kept is what both models would draw
+        assert_drawn_from(tokens[~replaced], torch.minimum(p, q) / torch.minimum(p, q).sum())
+
+
+def test_speculative_rows_are_independent_and_keep_their_own_distributions():
+    p = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]).log()
+    q = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).log()
+    seen = set()
+    for seed in range(20):
+        tokens, replaced, _ = replace.speculative_tokens(p, q, torch.Generator().manual_seed(seed))
+        assert tokens[0] == 1 and tokens[2] == 0 and replaced.tolist() == [True, False, True]
+        seen.add(tokens[1].item())
+    assert seen == {0, 1}
+
+
+def test_speculative_tokens_bear_rounding_that_leaves_no_residual():
+    p = torch.tensor([[0.5, 0.5]] * 1000)
+    q = torch.tensor([[0.4, 0.5]] * 1000)  # far more than rounding, so that it shows
+    _, replaced, _ = replace.speculative_tokens(p.log(), q.log(), torch.Generator().manual_seed(0))
+    assert not replaced.any()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (2.0, 0.8), (0.5, 1e-6)])
+def test_sampling_logp_is_what_sample_tokens_draws_from(temperature, top_p):
+    logits = 2 * torch.randn(12, generator=torch.Generator().manual_seed(0))
+    logp = replace.sampling_logp(logits[None], temperature, top_p)[0].double()
+    generator = torch.Generator().manual_seed(0)
+    tokens, _, _ = replace.sample_tokens(logits.expand(50_000, 12), temperature, top_p, generator)
+    assert logp.exp().sum().item() == pytest.approx(1, abs=1e-6) and (top_p == 1 or logp.isinf().any())
+    assert_drawn_from(tokens, logp.exp())
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (2.0, 0.8)])
+def test_two_models_decode_the_distribution_of_rlvr(temperature, top_p):
+    """Two tokens after one prompt, 20,000 times; what is exact is computed without a cache, the cut by a loop."""
+    n = 20_000
+    prompt = [5, 6, 7]
+    base, rlvr = (random_qwen(vocab_size=8, seed=seed) for seed in (0, 1))
+
+    def exact(model, prefix):
+        p = logp_after(model, prefix, temperature).double().exp()
+        kept = torch.zeros(8, dtype=torch.float64)
+        for token in p.argsort(descending=True).tolist():
+            if kept.sum() < top_p:
+                kept[token] = p[token]
+        return kept / kept.sum()
+
+    options = {"max_new_tokens": 2, "eos_ids": [], "temperature": temperature, "top_p": top_p}
+    out = decode((base, rlvr), [0.0] * n, score="speculative", prompts=[prompt], **options)
+    first = exact(rlvr, prompt)
+    pairs = torch.cat([first[token] * exact(rlvr, [*prompt, token]) for token in range(8)])
+    assert_drawn_from(out["tokens"][:, 0] * 8 + out["tokens"][:, 1], pairs)
+    tv = [total_variation(exact(base, prompt), first)]
+    after = [total_variation(exact(base, [*prompt, token]), exact(rlvr, [*prompt, token])) for token in range(8)]
+    tv.append(sum(chance * distance for chance, distance in zip(first.tolist(), after, strict=True)))
+    for t in range(2):
+        assert out["replaced"][:, t].double().mean().item() == pytest.approx(tv[t], abs=4 * 0.5 / n**0.5)
+        assert 0.05 < tv[t] < 0.98
+    assert out["scores"][0, 0].item() == pytest.approx(tv[0], abs=1e-5)
+    assert out["scores"][0, 1].item() == pytest.approx(after[out["tokens"][0, 0]], abs=1e-5)
+
+
+def test_speculative_replaces_nothing_between_identical_models(pair):
+    out = decode((pair[0], pair[0]), [0.0] * 50, score="speculative")
+    assert out["mask"].sum() > 500 and not out["replaced"].any() and not out["scores"].any()
+
+
 # ------------------------------------------------------------------------------------------ calibration and statistics
 def test_calibrated_thresholds_match_their_ratios_within_10_percent():
     with contextlib.chdir(ROOT):
@@ -218,7 +321,23 @@ def test_area_is_the_mean_height_over_log_ratio_where_all_curves_are_defined():
     table = comparison_table({"right": [0.5, 0.5]}, {"dlogp": from_0, "kl": from_0}, 10, 0)
     assert table["dlogp"]["area"] == pytest.approx(0.3) and table["dlogp - kl"]["area"] == 0
     table = comparison_table({"right": [1.0]}, {"dlogp": rising[:2], "kl": rising[2:]}, 10, 0)
-    assert table == {"dlogp": {"enough": None}, "kl": {"enough": 1.0}}
+    assert table["dlogp"] == {"enough": None, "within 0.05": None, "within 0.05_ci95": [None, None]}
+    assert set(table) == {"dlogp", "kl"} and table["kl"]["enough"] == 1.0 and "area" not in table["kl"]
+
+
+def test_the_ratio_that_reaches_an_accuracy_lies_between_the_points_in_log_ratio():
+    curve = [{"ratio": ratio, "right": [x]} for ratio, x in ((0.01, 0.2), (0.1, 0.6), (0.2, 0.5), (0.4, 1.0))]
+    for rlvr, expected in ((0.15, 0.01), (0.45, 10**-1.5), (0.65, 0.1), (0.8, 0.2 * 2**0.5), (1.05, 0.4), (1.1, None)):
+        row = comparison_table({"right": [rlvr]}, {"kl": curve}, 10, 0)["kl"]
+        assert row["within 0.05"] == (expected if expected is None else pytest.approx(expected, rel=1e-6)), rlvr
+        assert row["within 0.05_ci95"] == [row["within 0.05"]] * 2
+    # a resample of problems moves RLVR's accuracy as well: paired
+    hard = np.random.default_rng(0).uniform(size=60)
+    levels = [(0.1, 0.5), (0.2, 0.9), (0.4, 1.0)]
+    curve = [{"ratio": ratio, "right": (x * hard).tolist()} for ratio, x in levels]
+    row = comparison_table({"right": hard.tolist()}, {"kl": curve}, 500, 0)["kl"]
+    low, high = row["within 0.05_ci95"]
+    assert 0.16 < low < row["within 0.05"] < high < 0.24
 
 
 @pytest.mark.parametrize(
@@ -238,8 +357,8 @@ def test_tokens_at_choices(prompt, text, positions):
 
 # ---------------------------------------------------------------------------------------------------------- whole runs
 QUICK = "--problems 6 --samples 2 --ratios 0.1,0.3 --calibration-problems 4 --calibration-passes 1"
-QUICK += " --criteria dlogp,random,kl-forward --reverse dlogp --bootstrap 50"
-JOBS = ["base and RLVR", "dlogp", "random", "kl-forward", "reverse-dlogp"]
+QUICK += " --criteria speculative,dlogp,random,kl-forward --reverse dlogp --bootstrap 50"
+JOBS = ["base and RLVR", "dlogp", "random", "kl-forward", "reverse-dlogp", "speculative"]
 
 
 def run(flags, out, *more):
@@ -259,18 +378,26 @@ def test_a_run_leaves_every_figure_and_number(finished):
     results = json.loads((finished / "results.json").read_text())
     assert list(results) == JOBS and [point["ratio"] for point in results["base and RLVR"]] == [0, 1]
     for job, points in results.items():
-        assert [point["target"] for point in points] == ([0, 1] if job == "base and RLVR" else [0.1, 0.3])
+        targets = {"base and RLVR": [0, 1], "speculative": [None]}.get(job, [0.1, 0.3])
+        assert [point["target"] for point in points] == targets
         for point in points:
             assert point["accuracy"] == pytest.approx(np.mean(point["right"]))
             assert len(point["right"]) == 6 and len(point["samples"]) == 5
             for sample in point["samples"]:
                 n_tokens = len(sample["tokens"])
                 assert len(sample["replaced"]) == len(sample["score"]) == len(sample["at_choice"]) == n_tokens
-                assert sample["replaced"] == [score > float(point["threshold"]) for score in sample["score"]]
+                if job != "speculative":
+                    assert sample["replaced"] == [score > float(point["threshold"]) for score in sample["score"]]
                 text = "".join(sample["tokens"]).removesuffix("<|im_end|>")
                 assert replace.is_correct(text, sample["answer"]) == sample["right"]
     table = json.loads((finished / "summary.json").read_text())
-    assert set(table) == {"dlogp", "random", "kl-forward", "dlogp - random"}
+    assert set(table) == {"dlogp", "random", "kl-forward", "dlogp - random", "speculative"}
+    (point,) = results["speculative"]
+    assert table["speculative"].items() <= point.items()
+    assert 0.03 < point["total_variation"] < 0.25 and point["ratio"] == pytest.approx(
+        point["total_variation"], abs=0.06
+    )
+    assert point["accuracy"] > 0.6  # RLVR alone: 0.925; the base: 0.070
 
 
 def test_29_resume_after_a_kill_gives_the_same_bytes(finished, tmp_path):
@@ -290,17 +417,21 @@ def test_29_resume_after_a_kill_gives_the_same_bytes(finished, tmp_path):
 
 
 def test_one_problem_one_sample_one_token(tmp_path):
-    flags = "--problems 1 --samples 1 --max-response 1 --ratios 0.5 --criteria entropy --calibration-problems 1"
-    run(flags, tmp_path / "run", "--reverse", "")
-    text = (tmp_path / "run" / "results.json").read_text()
-    accuracies = [point["accuracy"] for points in json.loads(text).values() for point in points]
-    assert accuracies == [0, 0, 0] and "NaN" not in text
+    flags = "--problems 1 --samples 1 --max-response 1 --ratios 0.5 --calibration-problems 1"
+    for criteria, n_points in (("entropy,speculative", 4), ("speculative", 3)):
+        out = tmp_path / criteria
+        run(flags, out, "--criteria", criteria, "--reverse", "")
+        text = (out / "results.json").read_text() + (out / "summary.json").read_text()
+        assert "NaN" not in text and "Infinity" not in text
+        results = json.loads((out / "results.json").read_text())
+        assert [point["accuracy"] for points in results.values() for point in points] == [0] * n_points
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--criteria dlogp,magic", "there is no criterion 'magic'"),
+        ("--criteria dlogp,magic", "--criteria: there is no criterion 'magic'; there are dlogp, kl,"),
+        ("--reverse speculative", "--reverse: there is no criterion 'speculative'; there are dlogp, kl,"),
         ("--ratios 0.1,x", "want numbers with commas between them, not '0.1,x'"),
         ("--ratios 0.1,1", "--ratios 0.1,1: want numbers between 0 and 1"),
         ("--samples 0", "--samples 0: want a number above 0"),
