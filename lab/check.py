@@ -92,7 +92,7 @@ def same(output, expected, exact=False):
 
 
 def find_mistake(exercise, outputs, failed):
-    """The sentence of the known mistake that gives the student's output for case `failed`, or "".
+    """The sentence of the known mistake that gives the student's output for case `failed` and all before it, or "".
 
     If several do, the one that gives the student's output for most of the other cases.
     """
@@ -102,7 +102,7 @@ def find_mistake(exercise, outputs, failed):
         hits = []
         for case, output in zip(exercise.cases, outputs, strict=True):
             hits.append(same(output, exercise.wrong(mistake, *copy_inputs(case))))
-        if hits[failed] and sum(hits) > most:
+        if all(hits[: failed + 1]) and sum(hits) > most:
             found = sentence
             most = sum(hits)
     return found

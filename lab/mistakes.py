@@ -184,10 +184,11 @@ def wrong_group_advantages(mistake, rewards):
     if mistake == "mean of the others":
         others = (rewards.sum(dim=1, keepdim=True) - rewards) / max(group_size - 1, 1)
         return (rewards - others) / std
+    equal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
     if mistake == "no 0 for equal rewards":
-        return (rewards - mean) / rewards.std(dim=1, keepdim=True)
+        return ((rewards - mean) / std).masked_fill(equal, math.nan)
     if mistake == "nan for one response":
-        return (rewards - mean) / (rewards.std(dim=1, keepdim=True) + 1e-6)
+        return ((rewards - mean) / std).masked_fill(equal, math.nan if group_size == 1 else 0.0)
     raise ValueError(mistake)
 
 

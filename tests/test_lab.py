@@ -477,7 +477,7 @@ def test_the_solution_is_never_printed():
 
 def test_the_readme_is_short_and_has_the_eight_functions_in_order():
     text = (LAB / "README.md").read_text()
-    assert len(text.split()) <= 300
+    assert len(text.split()) <= 400
     assert re.findall(r"^\| \d `(\w+)`", text, re.M) == NAMES
     for target in re.findall(r"\]\((.+?)\)", text):
         assert (LAB / target).exists(), target

@@ -226,15 +226,17 @@ def test_no_tensor_of_tokens_times_vocabulary_is_kept():
 
 
 def test_bf16_logits_of_a_reader_are_normalised_in_fp32():
+    """Normalised in bf16, log-probs would be off by 0.01 and more; a sum of 50,000 in fp32 by some 1e-5."""
+    torch.manual_seed(0)
     logits = (torch.randn(1, 5, 50_000) * 4).bfloat16()
     tokens = torch.randint(50_000, (1, 5))
     head = torch.nn.Identity()
     model = SimpleNamespace(base_model=lambda ids, use_cache: [logits], get_output_embeddings=lambda: head)
     logp, entropy = token_logprobs(model, tokens, torch.ones(1, 5), chunk=4096)
     exact = torch.log_softmax(logits.double(), -1)
-    assert (logp[0, 1:] - exact[0, range(4), tokens[0, 1:]]).abs().max() < 1e-5
+    assert (logp[0, 1:] - exact[0, range(4), tokens[0, 1:]]).abs().max() < 1e-4
     assert (entropy[0, 1:] + (exact.exp() * exact).sum(-1)[0, :-1]).abs().max() < 1e-3  # the softmax sums to 1 +- 2e-5
-    assert (sample_tokens(logits[0])[1] - exact.amax(-1)).max() < 1e-5
+    assert (sample_tokens(logits[0])[1] - exact.amax(-1)).max() < 1e-4
 
 
 def test_gradient_mode_and_train_mode_change_no_bit(model):
