@@ -466,7 +466,7 @@ def draw(records):
             axis.set_yscale("log")
         title = f"{number} {BUGS[number].name}" if number > 0 else "control: no fault"
         axis.set_title(title, fontsize=9)
-        axis.set_ylabel(f"{name} ({UNITS[name]})" if symptoms else f"{name}: not visible", fontsize=8)
+        axis.set_ylabel(f"{name} ({UNITS[name]})" if symptoms else f"{name}: no fingerprint", fontsize=8)
         axis.set_xticks(range(7))
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
@@ -559,5 +559,5 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

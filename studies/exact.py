@@ -5,8 +5,8 @@ nearly never. So all right responses to a problem can be listed, some hundred of
 two at once, and at each the box with the right answer, which is a guess if operations are left. A forward pass over
 each of them gives its probability at any temperature and top-p, and p(right) is their sum. Of the connectives, which
 mean the same, one is drawn into the text, and the probabilities of all four are summed where it stands. A response
-with a wrong number that ends right, or in another form, is left out, so that p is a lower bound. Whether greedy
-decoding is right is decided by decoding.
+with a wrong number that ends right, or in another form, is left out. So p is a lower bound, but for the chance of the
+drawn connectives. Whether greedy decoding is right is decided by decoding.
 
 The rule, written before the runs; unit, interval, verdict and Holm as in common.py, one family. Arms: GRPO, GRPO-N,
 positive-only (`grpo_n.py --algorithm grpo-p`), four updates a rollout, and DAPO with its defaults; 100 steps, seed 2.
@@ -170,7 +170,7 @@ def response_logps(logits, tokens, is_connective, setting):
 
 @torch.no_grad()
 def probabilities(model, problems, seed=0, batch=64):
-    """p(right) of each problem at each of SETTINGS, as a lower bound: (settings, problems).
+    """p(right) of each problem at each of SETTINGS: (settings, problems). The top of this file says what it leaves out.
 
     problems: see read_problem. seed: of the connectives in the text. batch: responses in a forward pass.
     """
@@ -298,7 +298,7 @@ def ceiling_record(base, size, args):
     record = {}
     for name in ("test", "long"):
         problems = first_problems(base, 4 if args.quick else 100, args, name)
-        record[name] = round(float(np.mean([ceiling(model, problem) for problem in problems])), 4)
+        record[name] = float(f"{np.mean([ceiling(model, problem) for problem in problems]):.3g}")
     return record
 
 
@@ -553,7 +553,7 @@ def draw(path, curves):
             axis.semilogx(KS, [pass_at(curve.p[setting][i], k) for k in KS], color=color)
         axis.set(xlabel="k, responses to a problem", ylabel="pass@k", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
-    title = f"{NAMES[arm]}, model {base}: p of each problem, computed. 0: top-p cuts every right response"
+    title = f"{NAMES[arm]}, model {base}: p of each problem, computed. 0: top-p cuts every listed response"
     figure.suptitle(title, weight="bold")
     figure.savefig(path, dpi=92)
 

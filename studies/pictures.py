@@ -204,6 +204,9 @@ def draw_exact(path, name):
     curves = {(arm, int(base)): exact.curve_of(records[name], of_base, exact.FULL_SIZE)}
     exact.print_check({f"base-{base}": of_base, name: records[name]})
     exact.print_curves(curves)
+    if f"ceiling-{base}" in records:
+        ceiling = records[f"ceiling-{base}"]
+        print(f"\none at a time everywhere, base model {base}: right {ceiling['test']}, longer problems {ceiling['long']}")
     exact.draw(path, curves)
 
 

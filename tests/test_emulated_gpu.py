@@ -25,7 +25,7 @@ FLAGS = {
     "grpo_n": f"{TRAIN} --algorithm grpo-n --passk-samples 2 --passk-problems 1",
     "delta_logp": f"{PAIR} --data {{problems}} --micro-batch 3",
     "replace": f"{PAIR} --test {{problems}} --train {{problems}} --calibration-problems 2 --calibration-passes 1"
-    " --criteria dlogp,random --ratios 0.2 --reverse dlogp",
+    " --criteria dlogp,random,speculative --ratios 0.2 --reverse dlogp",
     "extrapolate": f"{PAIR} --test {{problems}} --train {{problems}} --train-problems 2 --taus=-0.1 --gammas 0.5",
 }
 
