@@ -206,7 +206,7 @@ def draw_exact(path, name):
     exact.print_curves(curves)
     if f"ceiling-{base}" in records:
         ceiling = records[f"ceiling-{base}"]
-        print(f"\none at a time everywhere, base model {base}: right {ceiling['test']}, longer problems {ceiling['long']}")
+        print(f"\none at a time everywhere, base {base}: right {ceiling['test']}, longer problems {ceiling['long']}")
     exact.draw(path, curves)
 
 
