@@ -133,9 +133,9 @@ def test_the_base_is_a_good_subject():
 
 
 def test_make_tiny_runs_from_nothing_and_an_interruption_changes_nothing(tmp_path, capsys, monkeypatch):
-    """Fifty small steps a phase, which teach nothing; one run of two is stopped in the third phase."""
+    """Small steps, which teach nothing. The second run begins with the third phase, and is stopped in it."""
     flags = ["--n-train", "30", "--n-test", "4", "--batch-size", "2", "--until-two", "0"]
-    flags += ["--settle-steps", "50", "--choices-steps", "50"]
+    flags += ["--settle-steps", "50", "--choices-steps", "100", "--skilled", str(tmp_path / "skilled.pt")]
     whole = tmp_path / "whole"
     stopped = tmp_path / "stopped"
     monkeypatch.setattr(make_tiny, "report", lambda *_: None)
@@ -147,7 +147,7 @@ def test_make_tiny_runs_from_nothing_and_an_interruption_changes_nothing(tmp_pat
     real_rate = make_tiny.learning_rate
 
     def stop(args, phase, step):
-        if phase == "choices" and step == 3:
+        if phase == "choices" and step == 53:
             raise KeyboardInterrupt
         return real_rate(args, phase, step)
 
@@ -155,7 +155,9 @@ def test_make_tiny_runs_from_nothing_and_an_interruption_changes_nothing(tmp_pat
         patch.setattr(make_tiny, "learning_rate", stop)
         make_tiny.main(args)
     make_tiny.main(args)
-    assert "going on from step 100" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"going on from step 100 of {tmp_path / 'skilled.pt'}" in printed
+    assert f"going on from step 150 of {stopped / 'base.partial.pt'}" in printed
     assert not list(stopped.glob("*.pt"))
     for name in ("train.jsonl", "test.jsonl", "long.jsonl", "base/model.safetensors", "base/tokenizer.json"):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
@@ -164,7 +166,26 @@ def test_make_tiny_runs_from_nothing_and_an_interruption_changes_nothing(tmp_pat
     assert json.loads((whole / "test.jsonl").read_text().splitlines()[0]).keys() == {"prompt", "answer"}
 
 
+def test_flags_make_the_best_action_rarer_or_common():
+    def choices(flags):
+        return make_tiny.choices_of(make_tiny.parse_args(flags.split()))
+
+    assert choices("") == make_tiny.CHOICES
+    rare = choices("--rare 0.001")
+    assert rare["?*"] == (0.001, pytest.approx(0.899))
+    assert {kind: rare[kind] for kind in rare if kind != "?*"} == {k: v for k, v in choices("").items() if k != "?*"}
+    common = choices("--everywhere 0.8")
+    assert common.pop("last") == make_tiny.CHOICES["last"]
+    assert set(common.values()) == {(0.8, 0.9 - 0.8)}
+
+
 def test_wrong_input_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"--rare 0\.9: want a probability above 0 and below 0.9"):
+        make_tiny.parse_args(["--rare", "0.9"])
+    skilled = tmp_path / "skilled.pt"
+    torch.save({"settings": {"seed": 2}}, skilled)
+    with pytest.raises(ValueError, match="is of --seed 2, not 1: name another file"):
+        make_tiny.main(make_tiny.parse_args(["--skilled", str(skilled), "--n-train", "9", "--out", str(tmp_path)]))
     with pytest.raises(ValueError, match="--batch-size 0: want a number above 0"):
         make_tiny.parse_args(["--batch-size", "0"])
     with pytest.raises(ValueError, match="holds no model"):

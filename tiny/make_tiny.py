@@ -306,6 +306,17 @@ class Muon(torch.optim.Optimizer):
             p.add_(x, alpha=-0.2 * max(p.shape) ** 0.5 * lr)  # as large as an update of AdamW
 
 
+def choices_of(args):
+    """CHOICES, but for what --everywhere and --rare set; the rest of 0.9 is for two at once."""
+    choices = dict(CHOICES)
+    if args.everywhere is not None:
+        for kind in WHERE.keys() & CHOICES.keys():
+            choices[kind] = (args.everywhere, 0.9 - args.everywhere)
+    if args.rare is not None:
+        choices["?*"] = (args.rare, 0.9 - args.rare)
+    return choices
+
+
 def learning_rate(args, phase, step):
     """Learning rate of Muon at a step of a phase, counted from 0; that of AdamW is a third of it."""
     if phase == "skill":
@@ -328,7 +339,8 @@ def pretrain(args, seen, device):
     """Train the base model on generated text; returns it.
 
     seen: the prompts that no text may have. The texts of a step depend on (seed, step) alone, so that a restart changes
-    nothing. Raises ValueError if a phase does not end in MAX_STEPS steps.
+    nothing. With args.skilled, a file, the model at the beginning of the choices phase is read from there; if it
+    is not there yet, it is written. Raises ValueError if a phase does not end in MAX_STEPS steps.
     """
     torch.manual_seed(args.seed)
     model = make_model().to(device)
@@ -342,18 +354,25 @@ def pretrain(args, seen, device):
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01)
     probe = draw_problems(random.Random(args.seed + 1), 50, LENGTHS, set())  # problems to measure progress on
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "report")}
+    settings = {name: value for name, value in vars(args).items() if name not in ("out", "report", "no_report")}
+    choices = choices_of(args)
     step = 0
     phase_index = 0
     phase_start = 0  # the step at which the phase began
     right_hard = 0.0  # how often the model is right after two at once where the second operation is *
 
-    # ---- a checkpoint with the same settings puts all of it back
+    # ---- a checkpoint with the same settings puts all of it back, or the skilled model of the same seed
     checkpoint = Path(args.out) / "base.partial.pt"
     unfinished = checkpoint.with_suffix(".tmp")
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if saved["settings"] == settings:
+    skilled = Path(args.skilled) if args.skilled else None
+    source = checkpoint
+    if skilled is not None and skilled.exists() and not checkpoint.exists():
+        source = skilled
+    if source.exists():
+        saved = torch.load(source, map_location=device, weights_only=True)
+        if source == skilled and saved["settings"]["seed"] != args.seed:
+            raise ValueError(f"{skilled} is of --seed {saved['settings']['seed']}, not {args.seed}: name another file")
+        if source == skilled or saved["settings"] == settings:
             model.load_state_dict(saved["model"])
             muon.load_state_dict(saved["muon"])
             adam.load_state_dict(saved["adam"])
@@ -361,7 +380,7 @@ def pretrain(args, seen, device):
             phase_index = saved["phase_index"]
             phase_start = saved["phase_start"]
             right_hard = saved["right_hard"]
-            print(f"going on from step {step} of {checkpoint}")
+            print(f"going on from step {step} of {source}")
 
     bar = tqdm(desc="pre-training", initial=step, unit="step")
     while phase_index < len(PHASES):
@@ -373,10 +392,10 @@ def pretrain(args, seen, device):
         solutions = []
         for problem in problems:
             if phase == "choices":
-                solutions.append(draw_solution(rng, problem, CHOICES, CHOICES_GO_ON))
+                solutions.append(draw_solution(rng, problem, choices, CHOICES_GO_ON))
             else:
                 solutions.append(draw_solution(rng, problem, SKILL, SKILL_GO_ON))
-        add_gradients(model, problems, solutions, hide_hard=right_hard >= HIDE_ABOVE)
+        add_gradients(model, problems, solutions, hide_hard=right_hard >= args.hide_above)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         lr = learning_rate(args, phase, step - phase_start)
         muon.param_groups[0]["lr"] = lr
@@ -411,6 +430,8 @@ def pretrain(args, seen, device):
             with open(unfinished, "wb") as file:  # given a path, torch.save has no OSError for a full disk
                 torch.save(state, file)
             os.replace(unfinished, checkpoint)
+            if skilled is not None and ended and phase == "settle":
+                shutil.copyfile(checkpoint, skilled)
             if too_long:
                 raise ValueError(f"the {phase} phase did not end in {MAX_STEPS} steps: try another --seed")
     bar.close()
@@ -512,6 +533,7 @@ def action_table(model, problems, device):
             p_two = (1 - p_guess) * (1 - equals.probability)
             shares = np.array([p_guess, p_one, p_two])
             measured.append((f"P(one at a time) {WHERE[kind]}", index, p_one))
+            measured.append((f"P(guess) {WHERE[kind]}", index, p_guess))
         entropy = -(shares * np.log(shares + 1e-12)).sum()
         measured.append((f"entropy of the choice {WHERE[kind]}", index, entropy))
 
@@ -648,7 +670,16 @@ def parse_args(argv=None):
     parser.add_argument("--settle-steps", type=int, default=300, help="steps in which the rate falls to 5%%")
     parser.add_argument("--choices-lr", type=float, default=6e-4, help="learning rate as the choices phase begins")
     parser.add_argument("--choices-steps", type=int, default=300, help="steps in which this rate falls to 5%%")
+    parser.add_argument("--rare", type=float, help="P(one at a time) in its texts where the second operation is *")
+    parser.add_argument("--everywhere", type=float, help="the same wherever at least two operations are left")
+    parser.add_argument("--hide-above", type=float, default=HIDE_ABOVE, help="1: its texts show all results")
+    parser.add_argument("--skilled", help="file with the model as the choices phase begins; written if it is missing")
+    parser.add_argument("--no-report", action="store_true", help="print no table at the end")
     args = parser.parse_args(argv)
+    for name in ("rare", "everywhere"):
+        p = getattr(args, name)
+        if p is not None and not 0 < p < 0.9:
+            raise ValueError(f"--{name} {p}: want a probability above 0 and below 0.9, as 0.1 of the texts guess")
     for name in ("n_train", "batch_size", "lr", "settle_steps", "choices_lr", "choices_steps"):
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: want a number above 0")
@@ -675,7 +706,8 @@ def main(args):
         model.save_pretrained(out / "base")
         make_tokenizer().save_pretrained(out / "base")
         (out / "base.partial.pt").unlink()
-    report(out / "base", test, device)
+    if not args.no_report:
+        report(out / "base", test, device)
 
 
 if __name__ == "__main__":
