@@ -60,6 +60,7 @@ from common import (
     base_folder,
     decide,
     finish,
+    interval,
     make_bases,
     read_jsonl,
     read_records,
@@ -68,7 +69,7 @@ from common import (
 )
 from grpo_n_lr import write_validation
 from matplotlib.figure import Figure
-from training import CURVES, plateau_of
+from training import CURVES, plateau_of, steps_to_reach
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(ROOT))
@@ -392,6 +393,14 @@ def pass_at(p, k):
     return float(np.mean(-np.expm1(k * np.log1p(-np.clip(p, 0, 1 - 1e-12)))))
 
 
+def base_wins_from(p, base):
+    """The smallest of KS at which the base model's pass@k is above that of p; None if there is none."""
+    for k in KS:
+        if pass_at(base, k) > pass_at(p, k) + 1e-9:
+            return int(k)
+    return None
+
+
 def fallen(curve, setting):
     """(S, problems): is p below half of the base's?"""
     p = curve.p[setting]
@@ -510,17 +519,36 @@ def print_check(records):
 
 
 def print_curves(curves):
-    """A line for each model: mean p, pass@256 and pass@(10^6), how many problems fell or are lost, by setting."""
-    print("\n| run | step | setting | mean p | pass@256 | pass@10^6 | fell below half | p = 0 |")
-    print("|---|---|---|---|---|---|---|---|")
+    """A line for each model and setting: mean p, pass@k, where the base is ahead, how many problems fell."""
+    print("\n| run | step | setting | mean p | pass@256 | pass@10^6 | base ahead from k | fell below half | p = 0 |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for (arm, base), curve in curves.items():
         for i, step in enumerate(curve.steps):
             for setting in SETTINGS:
                 p = curve.p[setting][i]
                 cells = [f"{NAMES[arm]}, model {base}", str(step), str(setting), f"{p.mean():.3f}"]
                 cells += [f"{pass_at(p, 256):.3f}", f"{pass_at(p, 10**6):.3f}"]
+                cells.append(str(base_wins_from(p, curve.p[setting][0]) or "-"))
                 cells += [str(int(fallen(curve, setting)[i].sum())), str(int(np.sum(p == 0)))]
                 print(f"| {' | '.join(cells)} |")
+
+
+def print_arms(records, curves):
+    """A line for each arm: how fast and how far it goes. A description: mean over base models and 95% interval."""
+    print("\n| arm | steps to training accuracy 0.6 | mean p at the end | smallest p, median | entropy at the end |")
+    print("|---|---|---|---|---|")
+    for arm in ARMS:
+        parts = [(records[f"{arm}-{base}"], curve) for (name, base), curve in curves.items() if name == arm]
+        values = {
+            "steps": [steps_to_reach(record["accuracy"], 0.6, 5) for record, _ in parts],
+            "p": [curve.p[FULL_SOFTMAX][-1].mean() for _, curve in parts],
+            "entropy": [np.mean(record["entropy"][-5:]) for record, _ in parts],
+        }
+        means = {name: interval(numbers) for name, numbers in values.items()}
+        smallest = np.median([curve.p[FULL_SOFTMAX][-1].min() for _, curve in parts])
+        cells = [NAMES[arm], "{:.0f} ± {:.0f}".format(*means["steps"]), "{:.3f} ± {:.3f}".format(*means["p"])]
+        cells += [f"{smallest:.1g}", "{:.3f} ± {:.3f}".format(*means["entropy"])]
+        print(f"| {' | '.join(cells)} |")
 
 
 def draw(path, curves):
@@ -583,6 +611,7 @@ def main():
             curves[arm, base] = curve_of(records[f"{arm}-{base}"], records[f"base-{base}"], size)
     print_check(records)
     print_curves(curves)
+    print_arms(records, curves)
     print()
     finish(args, "exact", claims_of(curves, args.bases), draw, curves)
 

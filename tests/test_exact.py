@@ -190,6 +190,16 @@ def test_pass_at_k_of_a_known_p(p, k):
     assert exact.pass_at(np.array([p]), k) == pytest.approx(1 - (1 - p) ** k, abs=1e-9)
 
 
+def test_the_base_wins_where_many_samples_find_its_rare_answers():
+    base, trained = np.array([0.1, 0.01]), np.array([0.5, 0.0])
+    k = exact.base_wins_from(trained, base)
+    assert exact.pass_at(base, k) > exact.pass_at(trained, k) and k > 1
+    before = exact.KS[list(exact.KS).index(k) - 1]
+    assert exact.pass_at(base, before) <= exact.pass_at(trained, before)
+    assert exact.base_wins_from(base, base) is None
+    assert exact.base_wins_from(base / 2, base) == 1
+
+
 def test_the_worst_tenth_is_taken_at_equal_mean_p():
     """Ten problems; nine go from 0.1 to 0.9, the worst from 1e-4 to 1e-6. Mean p is 0.45 half-way."""
     low, high = [0.1] * 9 + [1e-4], [0.9] * 9 + [1e-6]
@@ -206,6 +216,15 @@ def test_claims_have_a_row_for_each_arm_and_need_no_run_of_the_others():
     assert {row["measure"].split(",")[0] for row in rows} == {"GRPO"}
     curves.update({("grpo-n", base): curve([0.1, 0.2], [0.3, 0.4], [0.5, 0.9]) for base in (1, 2)})
     assert any("worst tenth" in row["claim"] for row in exact.claims_of(curves, (1, 2)))
+
+
+def test_the_table_of_the_arms(capsys):
+    record = {"accuracy": [0.1] * 10 + [0.7] * 10, "entropy": [0.5] * 15 + [0.2] * 5}
+    records = {f"{arm}-{base}": record for arm in exact.ARMS for base in (1, 2)}
+    curves = {(arm, b): curve([0.1, 0.2], [0.5, 0.7 + b / 10]) for arm in exact.ARMS for b in (1, 2)}
+    exact.print_arms(records, curves)
+    *_, last = capsys.readouterr().out.strip().splitlines()
+    assert last == "| DAPO | 15 ± inf | 0.675 ± 0.318 | 0.5 | 0.200 ± inf |"
 
 
 @pytest.mark.pictures

