@@ -198,6 +198,8 @@ def replacement_curves(folder):
             kept = {key: point[key] for key in ("target", "ratio", "accuracy", "accuracy_ci95")}
             kept["right"] = rounded(point["right"], 2)
             kept["at_choices"] = point["at_choices"]
+            if "total_variation" in point:
+                kept["total_variation"] = point["total_variation"]
             curves[name].append(kept)
     return curves
 
