@@ -40,6 +40,7 @@ the trial problems with p = 0 at the paper's setting went from 13 to 17 by step 
 both rose; pass@256 at 0.6 rose from 0.687 to 0.747; at temperature 1, 4 problems fell at step 20 and none at step 30.
 
     python studies/exact.py            # 7 hours of one core; goes on where it was interrupted
+    python studies/exact.py --recorded # seconds: judges the runs that are recorded
     python studies/exact.py --quick    # runs of two steps: to see that it works
 """
 
@@ -539,6 +540,8 @@ def print_arms(records, curves):
     print("|---|---|---|---|---|")
     for arm in ARMS:
         parts = [(records[f"{arm}-{base}"], curve) for (name, base), curve in curves.items() if name == arm]
+        if not parts:
+            continue
         values = {
             "steps": [steps_to_reach(record["accuracy"], 0.6, 5) for record, _ in parts],
             "p": [curve.p[FULL_SOFTMAX][-1].mean() for _, curve in parts],
@@ -586,12 +589,8 @@ def draw(path, curves):
     figure.savefig(path, dpi=92)
 
 
-def main():
-    args = arguments(__doc__)
-    args.workers = 2
-    torch.set_num_threads(1)
-    size = QUICK_SIZE if args.quick else FULL_SIZE
-    path = args.where / "exact.jsonl"
+def do_runs(size, args, path):
+    """Do all runs that are not recorded in the file `path`."""
     names = [f"{kind}-{base}" for base in args.bases for kind in ("base", "ceiling")]
     names += [f"{arm}-{base}" for base in args.bases for arm in ARMS]
     rates = best_rates(size, args)
@@ -604,11 +603,24 @@ def main():
             jobs[f"{arm}-{base}"] = training_job(arm, base, rates, size, args)
     run_all(jobs, args.workers, path)
 
+
+def main():
+    args = arguments(__doc__, recorded="judge the runs that are recorded, and run nothing")
+    args.workers = 2
+    torch.set_num_threads(1)
+    size = QUICK_SIZE if args.quick else FULL_SIZE
+    path = args.where / "exact.jsonl"
+    if not args.recorded:
+        do_runs(size, args, path)
+
     records = read_records(path)
     curves = {}
     for base in args.bases:
         for arm in ARMS:
-            curves[arm, base] = curve_of(records[f"{arm}-{base}"], records[f"base-{base}"], size)
+            if f"{arm}-{base}" in records:
+                curves[arm, base] = curve_of(records[f"{arm}-{base}"], records[f"base-{base}"], size)
+    if not curves:
+        raise SystemExit(f"{path} has no record of a training run; leave out --recorded")
     print_check(records)
     print_curves(curves)
     print_arms(records, curves)
