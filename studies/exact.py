@@ -519,6 +519,14 @@ def print_check(records):
                 print(f"| {' | '.join(cells)} |")
 
 
+def print_ceilings(records):
+    """A line for each base model: how often it would be right with the best choices alone."""
+    print("\n| one at a time everywhere | right on test problems | on longer ones |\n|---|---|---|")
+    for name, record in records.items():
+        if name.startswith("ceiling-"):
+            print(f"| model {name.removeprefix('ceiling-')} | {record['test']} | {record['long']} |")
+
+
 def print_curves(curves):
     """A line for each model and setting: mean p, pass@k, where the base is ahead, how many problems fell."""
     print("\n| run | step | setting | mean p | pass@256 | pass@10^6 | base ahead from k | fell below half | p = 0 |")
@@ -622,6 +630,7 @@ def main():
     if not curves:
         raise SystemExit(f"{path} has no record of a training run; leave out --recorded")
     print_check(records)
+    print_ceilings(records)
     print_curves(curves)
     print_arms(records, curves)
     print()

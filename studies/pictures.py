@@ -3,7 +3,6 @@
     python studies/pictures.py two-stages    # after python dapo.py; the real model's run is in studies/results
     python studies/pictures.py dlogp         # after python delta_logp.py
     python studies/pictures.py real --real dapo-2 --out runs/real.png
-    python studies/pictures.py exact --run dapo-1    # p of each problem, of a run that exact.py has recorded
     python studies/pictures.py slides        # four pictures for slides, after both; --tiny runs/lab/dapo: of the lab
 
 two-stages: the shares of the actions over training, stacked, of a bandit (run here, a second), of the tiny model and of
@@ -190,33 +189,12 @@ def draw_replacement(path, records):
     figure.savefig(path, dpi=92)
 
 
-# ---------------------------------------------------------------------------------------------------------------- exact
-def draw_exact(path, name):
-    """Print the tables of exact.py for one recorded run, and draw it."""
-    import exact  # needs torch
-
-    records = read_records(ROOT / "studies/results/exact.jsonl")
-    arm, _, base = name.rpartition("-")
-    if "models" not in records.get(name, {}):
-        recorded = sorted(key for key, record in records.items() if "accuracy" in record)
-        raise SystemExit(f"--run {name}: no such run; there are {', '.join(recorded)}")
-    of_base = records[f"base-{base}"]
-    curves = {(arm, int(base)): exact.curve_of(records[name], of_base, exact.FULL_SIZE)}
-    exact.print_check({f"base-{base}": of_base, name: records[name]})
-    exact.print_curves(curves)
-    if f"ceiling-{base}" in records:
-        ceiling = records[f"ceiling-{base}"]
-        print(f"\none at a time everywhere, base {base}: right {ceiling['test']}, longer problems {ceiling['long']}")
-    exact.draw(path, curves)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", choices=("two-stages", "dlogp", "real", "exact", "slides"))
+    parser.add_argument("picture", choices=("two-stages", "dlogp", "real", "slides"))
     parser.add_argument("--tiny", default=ROOT / "runs/dapo/none-seed1", type=Path, help="folder of a run of dapo.py")
     parser.add_argument("--pair", default=ROOT / "runs/delta_logp/seed1", type=Path, help="of a run of delta_logp.py")
     parser.add_argument("--real", default="dapo-1", help="name of a record of real.py")
-    parser.add_argument("--run", default="dapo-1", help="name of a record of exact.py")
     parser.add_argument("--out", default="", help="the picture, by default in docs/figures; the folder of slides")
     args = parser.parse_args()
     if args.out:
@@ -233,7 +211,6 @@ def main():
     tokens = args.pair / "tokens.npz"
     needed = {
         "real": [path.parent],
-        "exact": [path.parent],
         "two-stages": [tiny],
         "dlogp": [tokens],
         "slides": [tiny, tokens],
@@ -247,8 +224,6 @@ def main():
         draw_two_stages(path, tiny, runs[args.real])
     elif args.picture == "dlogp":
         draw_dlogp(path, args.pair)
-    elif args.picture == "exact":
-        draw_exact(path, args.run)
     else:
         path.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
