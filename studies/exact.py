@@ -32,6 +32,8 @@ numbered checkpoint, not the last, at which training responses have most two at 
                       checkpoints. GRPO-N's, and positive-only's, minus GRPO's: above 0, 0.3 matters (a factor of 2)
   right for wrong reasons     of the right responses that are sampled at temperature 1 from the model at the end, the
                               share that is not on the list. Below 0.05, 0.05 matters
+Added after the runs of base model 1, a description: how often base models and ends are right when they are made to take
+one operation at a time everywhere, and at which tokens they lose the rest (lost_nats).
 The check, printed as a table: exact against 256 samples to the same 40 problems, of the bases and of steps 20 and 100;
 three more draws of the connectives; the share of right samples that are not on the list. It also prints what
 boundary.py sampled from base model 1, which is tiny/base.
@@ -204,30 +206,35 @@ def probabilities(model, problems, seed=0, batch=64):
 
 
 @torch.no_grad()
-def ceiling(model, problem):
-    """p(right) at temperature 1 of a model that is made to take one operation at a time wherever it has a choice.
+def lost_nats(model, problem):
+    """-log p(right) at temperature 1 of a model that is made to take one operation at a time wherever it has a choice.
 
-    It cannot box before the end of the second chain, nor take two at once. All else it has to do itself: find the next
-    operation, compute it, box both results.
+    It cannot box before the end of the second chain, nor take two at once. All else it has to do itself. Returns the
+    nats that it loses at each kind of token: {"copy": numbers and operations, "result": digits, "end": the rest}.
     """
     tokens = prompt_tokens(problem)
+    kinds = ["prompt"] * len(tokens)
     first_tokens = []  # positions of the first token of each statement: there the box is forbidden
-    forced = []  # positions of "=" where a second operation could follow
+
+    def write(text, kind):
+        tokens.extend(text)
+        kinds.extend([kind] * len(text))
+
     for value, operations in problem:
         for i, operation in enumerate(operations):
             first_tokens.append(len(tokens))
             result = apply(value, [operation])
-            tokens.extend(f"{value}{operation}")
-            if i < len(operations) - 1:
-                forced.append(len(tokens))
-            tokens.extend(["=", *str(result), next(iter(CONNECTIVES))])
+            write(f"{value}{operation}", "copy")
+            write("=", "forced" if i < len(operations) - 1 else "end")  # forced: a second operation could follow
+            write(str(result), "result")
+            write([next(iter(CONNECTIVES))], "end")
             value = result
-    tokens.extend(["\\boxed{", *answer_of(problem), "}", "<|im_end|>"])
+    write(["\\boxed{", *answer_of(problem), "}", "<|im_end|>"], "end")
     ids = torch.tensor([[IDS[token] for token in tokens]])
     p = model(input_ids=ids[:, :-1], use_cache=False).logits[0].softmax(-1).double()  # row t predicts token t + 1
-    probability = 1.0
-    for t in range(len(prompt_tokens(problem)), len(tokens)):
-        if t in forced:
+    lost = {"copy": 0.0, "result": 0.0, "end": 0.0}
+    for t, kind in enumerate(kinds):
+        if kind not in lost:
             continue
         if tokens[t] in CONNECTIVES:
             factor = sum(p[t - 1, IDS[connective]] for connective in CONNECTIVES)
@@ -235,8 +242,8 @@ def ceiling(model, problem):
             factor = p[t - 1, ids[0, t]]
         if t in first_tokens:
             factor = factor / (1 - p[t - 1, IDS["\\boxed{"]])
-        probability *= float(factor)
-    return probability
+        lost[kind] -= math.log(factor)
+    return lost
 
 
 def is_listed(text, problem):
@@ -294,13 +301,16 @@ def base_record(base, size, args):
     return {"models": {"0": model_record(base_folder(base, args.quick) / "base", problems, size.samples, draws=4)}}
 
 
-def ceiling_record(base, size, args):
-    """The mean ceiling of a base model on test problems and on long ones."""
-    model, _ = load(base_folder(base, args.quick) / "base")
+def ceiling_record(folder, base, args):
+    """How often a model is right with the best choices alone, on test problems and long ones; nats lost on test."""
+    model, _ = load(folder)
     record = {}
     for name in ("test", "long"):
         problems = first_problems(base, 4 if args.quick else 100, args, name)
-        record[name] = float(f"{np.mean([ceiling(model, problem) for problem in problems]):.3g}")
+        lost = [lost_nats(model, problem) for problem in problems]
+        record[name] = float(f"{np.mean([math.exp(-sum(nats.values())) for nats in lost]):.3g}")
+        if name == "test":
+            record["nats"] = {kind: round(float(np.mean([nats[kind] for nats in lost])), 4) for kind in lost[0]}
     return record
 
 
@@ -520,11 +530,13 @@ def print_check(records):
 
 
 def print_ceilings(records):
-    """A line for each base model: how often it would be right with the best choices alone."""
-    print("\n| one at a time everywhere | right on test problems | on longer ones |\n|---|---|---|")
+    """A line for each model: how often it is right with the best choices alone, and where it loses the rest."""
+    print("\n| one at a time everywhere | right | on longer problems | nats lost: copying | results | the rest |")
+    print("|---|---|---|---|---|---|")
     for name, record in records.items():
         if name.startswith("ceiling-"):
-            print(f"| model {name.removeprefix('ceiling-')} | {record['test']} | {record['long']} |")
+            nats = " | ".join(f"{value:.3f}" for value in record["nats"].values())
+            print(f"| {name.removeprefix('ceiling-')} | {record['test']} | {record['long']} | {nats} |")
 
 
 def print_curves(curves):
@@ -599,16 +611,20 @@ def draw(path, curves):
 
 def do_runs(size, args, path):
     """Do all runs that are not recorded in the file `path`."""
-    names = [f"{kind}-{base}" for base in args.bases for kind in ("base", "ceiling")]
-    names += [f"{arm}-{base}" for base in args.bases for arm in ARMS]
+    names = [f"{kind}-{base}" for base in args.bases for kind in ("base", *ARMS)]
+    names += [f"ceiling-{name}" for name in names]
     rates = best_rates(size, args)
     make_bases(args, path, names)
     jobs = {}
     for base in args.bases:
         jobs[f"base-{base}"] = Job([], functools.partial(base_record, base, size, args))
-        jobs[f"ceiling-{base}"] = Job([], functools.partial(ceiling_record, base, size, args))
+        folder = base_folder(base, args.quick) / "base"
+        jobs[f"ceiling-base-{base}"] = Job([], functools.partial(ceiling_record, folder, base, args))
         for arm in ARMS:
-            jobs[f"{arm}-{base}"] = training_job(arm, base, rates, size, args)
+            job = training_job(arm, base, rates, size, args)
+            jobs[f"{arm}-{base}"] = job
+            folder = job.runs[0].folder / "model"
+            jobs[f"ceiling-{arm}-{base}"] = Job(job.runs, functools.partial(ceiling_record, folder, base, args))
     run_all(jobs, args.workers, path)
 
 
