@@ -9,7 +9,7 @@ import sys
 
 from common import ROOT, read_json, table
 
-STUDIES = ("dapo", "grpo_n", "boundary", "direction", "replacement", "extrapolation", "bandit")
+STUDIES = ("dapo", "grpo_n", "exact", "boundary", "direction", "replacement", "few", "extrapolation", "bandit")
 
 
 def filled(page):

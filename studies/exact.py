@@ -42,7 +42,7 @@ the trial problems with p = 0 at the paper's setting went from 13 to 17 by step 
 both rose; pass@256 at 0.6 rose from 0.687 to 0.747; at temperature 1, 4 problems fell at step 20 and none at step 30.
 
     python studies/exact.py            # 7 hours of one core; goes on where it was interrupted
-    python studies/exact.py --recorded # seconds: judges the runs that are recorded
+    python studies/exact.py --recorded # seconds: judges the arms whose runs are all recorded
     python studies/exact.py --quick    # runs of two steps: to see that it works
 """
 
@@ -629,7 +629,7 @@ def do_runs(size, args, path):
 
 
 def main():
-    args = arguments(__doc__, recorded="judge the runs that are recorded, and run nothing")
+    args = arguments(__doc__, recorded="run nothing; judge the arms whose runs are all recorded")
     args.workers = 2
     torch.set_num_threads(1)
     size = QUICK_SIZE if args.quick else FULL_SIZE
@@ -639,12 +639,15 @@ def main():
 
     records = read_records(path)
     curves = {}
-    for base in args.bases:
-        for arm in ARMS:
-            if f"{arm}-{base}" in records:
-                curves[arm, base] = curve_of(records[f"{arm}-{base}"], records[f"base-{base}"], size)
+    for arm in ARMS:
+        missing = [base for base in args.bases if f"{arm}-{base}" not in records]
+        if missing:  # with --recorded
+            print(f"{NAMES[arm]} is left out: no record of base model {', '.join(map(str, missing))}")
+            continue
+        for base in args.bases:
+            curves[arm, base] = curve_of(records[f"{arm}-{base}"], records[f"base-{base}"], size)
     if not curves:
-        raise SystemExit(f"{path} has no record of a training run; leave out --recorded")
+        raise SystemExit(f"{path} has no arm with all its records; leave out --recorded")
     print_check(records)
     print_ceilings(records)
     print_curves(curves)

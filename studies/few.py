@@ -100,6 +100,7 @@ def draw(path, found):
     for place, row in zip(places, found.values(), strict=True):
         label = "E[TV], the exact rule" if place == 0 else None
         axis.plot([row["E[TV]"]] * 2, [place - 0.35, place + 0.35], color="black", label=label)
+    axis.invert_yaxis()
     axis.set_yticks(places, [f"model {base}" for base in found])
     axis.set(xlabel="share of replaced tokens that reaches RLVR's accuracy minus 0.05 (0.32: more than 0.3)")
     axis.set(xlim=(0, 0.34))

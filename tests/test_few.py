@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "studies"))
+import common  # noqa: E402
 import few  # noqa: E402
 
 import dapo  # noqa: E402
@@ -47,6 +48,16 @@ def test_claims_compare_with_the_exact_rule():
     assert claims["KL"]["effect"] == pytest.approx(math.log(2), abs=0.02)
     assert claims["base entropy"]["effect"] == pytest.approx(math.log(10), abs=0.02)
     assert claims["speculative"]["effect"] == pytest.approx(0.3)
+
+
+def test_the_records_decide():
+    records = common.read_records(ROOT / "studies" / "results" / "few.jsonl")
+    rows = few.claims_of([few.measures(record) for record in records.values()])
+    common.correct(rows)
+    stored = common.read_json(ROOT / "studies" / "results" / "few.json")["claims"]
+    assert [row["verdict"] for row in rows] == [row["verdict"] for row in stored]
+    for row, old in zip(rows, stored, strict=True):
+        assert row["values"] == pytest.approx(old["values"], abs=1e-4), row["measure"]
 
 
 def test_the_commands_of_a_pair_are_accepted(tmp_path):

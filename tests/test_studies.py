@@ -436,7 +436,7 @@ def curves_without_numbers(record):
 
 @pytest.mark.skipif("STUDIES" not in os.environ, reason="12 minutes: STUDIES=1 python -m pytest tests/test_studies.py")
 def test_the_quick_forms_run_and_go_on_and_three_verdicts_are_decided_again(tmp_path):
-    for name in ("training", "boundary", "pairs", "bandit"):
+    for name in ("training", "boundary", "pairs", "bandit", "exact", "few"):
         command = [sys.executable, f"studies/{name}.py", "--quick", "--runs", str(tmp_path)]
         first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
