@@ -68,16 +68,16 @@ class Job(NamedTuple):
     summary: Callable | None  # None: the last run writes the record itself
 
 
-def arguments(doc, **switches):
-    """The flags of every study, and two more fields. switches: {name: help} of flags that this study alone has.
+def arguments(doc, switches=None):
+    """The flags of every study, and two more fields. switches: {flag: help} of flags that this study alone has.
 
     where: the folder for records, results and figures. bases: the pre-training seeds of the base models.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny runs, recorded below --runs: to see that it works")
     parser.add_argument("--runs", default="runs/studies", help="folder of the runs of all studies")
-    for name, text in switches.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
+    for flag, text in (switches or {}).items():
+        parser.add_argument(flag, action="store_true", help=text)
     args = parser.parse_args()
     args.runs = ROOT / args.runs
     if args.quick:

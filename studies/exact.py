@@ -629,7 +629,7 @@ def do_runs(size, args, path):
 
 
 def main():
-    args = arguments(__doc__, recorded="run nothing; judge the arms whose runs are all recorded")
+    args = arguments(__doc__, {"--recorded": "run nothing; judge the arms whose runs are all recorded"})
     args.workers = 2
     torch.set_num_threads(1)
     size = QUICK_SIZE if args.quick else FULL_SIZE
