@@ -592,7 +592,7 @@ def draw(path, curves):
     for axis, setting in zip(axes[0], (NO_CUT, PAPER), strict=True):
         for label, (i, color, marker) in models.items():
             p = curve.p[setting][i][order]
-            axis.semilogy(np.maximum(p, floor), marker, color=color, ms=5, label=label)
+            axis.semilogy(np.maximum(p, floor), marker, color=color, ms=8 if i == 0 else 5, mfc="none", label=label)
         cut = "all tokens" if setting.top_p == 1 else f"top-p {setting.top_p:g}"
         axis.set(title=f"temperature {setting.temperature:g}, {cut}", ylim=(floor / 3, 2))
         axis.set(xlabel="problems, sorted by the base's p (left)", ylabel="p(right) of a problem")

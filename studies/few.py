@@ -12,6 +12,7 @@ The rule, written before the runs; unit, interval, verdict and Holm as in common
   KL lies above        log(share of KL / E[TV]), above 0. log 1.1 matters; entropy alike
   at choices           the part of the speculative replacements that stand at choices, minus 1/2. 0.1 matters
 The check: the speculative accuracy minus RLVR's is 0 but for chance; printed.
+Added after the runs, printed: dlogp's share for all of RLVR's accuracy, which an exact rule has.
 Known before: the shipped pair (docs/replace.md), where E[TV] is 0.123 and the shares 0.096, 0.25 and above 0.3; and the
 curves of dlogp, KL and entropy on the same five pairs (pairs.py), but no E[TV] of them.
 
@@ -51,7 +52,7 @@ def job_of(base, args):
 
 
 def measures(record):
-    """Of a pair: RLVR's accuracy, E[TV], the speculative accuracy and part at choices, and the share of each score."""
+    """Of a pair: accuracies, E[TV], the part at choices, each score's share, and dlogp's for all of RLVR's accuracy."""
     rlvr = record["base and RLVR"][1]["accuracy"]
     (exact,) = record["speculative"]
     found = {
@@ -62,6 +63,7 @@ def measures(record):
     }
     for name in SCORES:
         found[name] = smallest_ratio(record[name], rlvr - 0.05)
+    found["dlogp, all"] = smallest_ratio(record["dlogp"], rlvr)
     return found
 
 
@@ -81,10 +83,14 @@ def claims_of(found):
 
 def print_pairs(found):
     """A line for each pair."""
-    print("| model | RLVR is right | the exact rule | E[TV] | dlogp | KL | entropy | exact: at choices |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| model | RLVR is right | the exact rule | E[TV] | dlogp | KL | entropy | dlogp for all | exact: at choices |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for base, row in found.items():
-        cells = [str(base)] + [f"{row[name]:.3f}" for name in ("rlvr", "exact", "E[TV]", *SCORES, "at choices")]
+        cells = [str(base)] + [
+            f"{row[name]:.3f}" for name in ("rlvr", "exact", "E[TV]", *SCORES, "dlogp, all", "at choices")
+        ]
         print(f"| {' | '.join(cells)} |")
     print()
 
