@@ -556,8 +556,10 @@ def print_curves(curves):
 
 def print_arms(records, curves):
     """A line for each arm: how fast and how far it goes. A description: mean over base models and 95% interval."""
-    print("\n| arm | steps to training accuracy 0.6 | mean p at the end | smallest p, median | entropy at the end |")
-    print("|---|---|---|---|---|")
+    print(
+        "\n| arm | steps to accuracy 0.6 | mean p, end | entropy, end | fell at most, 0.6/1 | smallest p, end, median |"
+    )
+    print("|---|---|---|---|---|---|")
     for arm in ARMS:
         parts = [(records[f"{arm}-{base}"], curve) for (name, base), curve in curves.items() if name == arm]
         if not parts:
@@ -566,11 +568,15 @@ def print_arms(records, curves):
             "steps": [steps_to_reach(record["accuracy"], 0.6, 5) for record, _ in parts],
             "p": [curve.p[FULL_SOFTMAX][-1].mean() for _, curve in parts],
             "entropy": [np.mean(record["entropy"][-5:]) for record, _ in parts],
+            "fell": [fallen(curve, NO_CUT).mean(1).max() for _, curve in parts],
         }
-        means = {name: interval(numbers) for name, numbers in values.items()}
+        mean, half_width = interval(values["steps"])
+        cells = [NAMES[arm], f"{mean:.0f} ± {half_width:.0f}"]
+        for name in ("p", "entropy", "fell"):
+            mean, half_width = interval(values[name])
+            cells.append(f"{mean:.3f} ± {half_width:.3f}")
         smallest = np.median([curve.p[FULL_SOFTMAX][-1].min() for _, curve in parts])
-        cells = [NAMES[arm], "{:.0f} ± {:.0f}".format(*means["steps"]), "{:.3f} ± {:.3f}".format(*means["p"])]
-        cells += [f"{smallest:.1g}", "{:.3f} ± {:.3f}".format(*means["entropy"])]
+        cells.append(f"{smallest:.1g}")
         print(f"| {' | '.join(cells)} |")
 
 

@@ -209,12 +209,7 @@ def main():
         raise SystemExit(f"--real {args.real}: no such run; there are {', '.join(sorted(runs))}")
     tiny = args.tiny / "metrics.jsonl"
     tokens = args.pair / "tokens.npz"
-    needed = {
-        "real": [path.parent],
-        "two-stages": [tiny],
-        "dlogp": [tokens],
-        "slides": [tiny, tokens],
-    }
+    needed = {"real": [path.parent], "two-stages": [tiny], "dlogp": [tokens], "slides": [tiny, tokens]}
     for file in needed[args.picture]:
         if not file.exists():
             raise SystemExit(f"{file} is missing: see --help")

@@ -98,6 +98,7 @@ def test_claims_follow_the_rule():
 
 
 def test_the_commands_of_a_world_are_accepted(tmp_path):
+    (tmp_path / "doses").mkdir()  # main() makes it
     for quick in (True, False):
         args = SimpleNamespace(runs=tmp_path, quick=quick)
         for world in doses.worlds(quick):

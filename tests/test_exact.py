@@ -226,7 +226,7 @@ def test_the_table_of_the_arms(capsys):
     curves = {(arm, b): curve([0.1, 0.2], [0.5, 0.7 + b / 10]) for arm in exact.ARMS for b in (1, 2)}
     exact.print_arms(records, curves)
     *_, last = capsys.readouterr().out.strip().splitlines()
-    assert last == "| DAPO | 15 ± inf | 0.675 ± 0.318 | 0.5 | 0.200 ± inf |"
+    assert last == "| DAPO | 15 ± inf | 0.675 ± 0.318 | 0.200 ± inf | 0.000 ± inf | 0.5 |"
 
 
 @pytest.mark.pictures

@@ -184,8 +184,14 @@ def test_wrong_input_is_one_sentence(tmp_path):
         make_tiny.parse_args(["--rare", "0.9"])
     skilled = tmp_path / "skilled.pt"
     torch.save({"settings": {"seed": 2}}, skilled)
+    flags = ["--skilled", str(skilled), "--n-train", "9", "--out", str(tmp_path)]
     with pytest.raises(ValueError, match="is of --seed 2, not 1: name another file"):
-        make_tiny.main(make_tiny.parse_args(["--skilled", str(skilled), "--n-train", "9", "--out", str(tmp_path)]))
+        make_tiny.main(make_tiny.parse_args(flags))
+    skilled.write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"skilled\.pt is no checkpoint, or a damaged one"):
+        make_tiny.main(make_tiny.parse_args(flags))
+    with pytest.raises(ValueError, match="its folder does not exist"):
+        make_tiny.parse_args(["--skilled", str(tmp_path / "nothing" / "skilled.pt")])
     with pytest.raises(ValueError, match="--batch-size 0: want a number above 0"):
         make_tiny.parse_args(["--batch-size", "0"])
     with pytest.raises(ValueError, match="holds no model"):

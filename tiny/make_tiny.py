@@ -33,6 +33,7 @@ import argparse
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 import sys
@@ -310,7 +311,7 @@ def choices_of(args):
     """CHOICES, but for what --everywhere and --rare set; the rest of 0.9 is for two at once."""
     choices = dict(CHOICES)
     if args.everywhere is not None:
-        for kind in WHERE.keys() & CHOICES.keys():
+        for kind in ("?*", "+?", "-?", "*?"):
             choices[kind] = (args.everywhere, 0.9 - args.everywhere)
     if args.rare is not None:
         choices["?*"] = (args.rare, 0.9 - args.rare)
@@ -369,9 +370,16 @@ def pretrain(args, seen, device):
     if skilled is not None and skilled.exists() and not checkpoint.exists():
         source = skilled
     if source.exists():
-        saved = torch.load(source, map_location=device, weights_only=True)
-        if source == skilled and saved["settings"]["seed"] != args.seed:
-            raise ValueError(f"{skilled} is of --seed {saved['settings']['seed']}, not {args.seed}: name another file")
+        try:
+            saved = torch.load(source, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            raise ValueError(f"{source} is no checkpoint, or a damaged one: delete it, or name another file") from None
+        if source == skilled:
+            for name in ("seed", "n_test", "batch_size", "lr", "until_two", "settle_steps"):  # all that shaped it
+                value = saved["settings"].get(name)
+                if value != settings[name]:
+                    flag = name.replace("_", "-")
+                    raise ValueError(f"{skilled} is of --{flag} {value}, not {settings[name]}: name another file")
         if source == skilled or saved["settings"] == settings:
             model.load_state_dict(saved["model"])
             muon.load_state_dict(saved["muon"])
@@ -429,9 +437,10 @@ def pretrain(args, seen, device):
             }
             with open(unfinished, "wb") as file:  # given a path, torch.save has no OSError for a full disk
                 torch.save(state, file)
+            if skilled is not None and ended and phase == "settle":  # before the checkpoint: a kill loses neither
+                shutil.copyfile(unfinished, skilled.with_suffix(".tmp"))
+                os.replace(skilled.with_suffix(".tmp"), skilled)
             os.replace(unfinished, checkpoint)
-            if skilled is not None and ended and phase == "settle":
-                shutil.copyfile(checkpoint, skilled)
             if too_long:
                 raise ValueError(f"the {phase} phase did not end in {MAX_STEPS} steps: try another --seed")
     bar.close()
@@ -680,6 +689,8 @@ def parse_args(argv=None):
         p = getattr(args, name)
         if p is not None and not 0 < p < 0.9:
             raise ValueError(f"--{name} {p}: want a probability above 0 and below 0.9, as 0.1 of the texts guess")
+    if args.skilled and not Path(args.skilled).absolute().parent.is_dir():
+        raise ValueError(f"--skilled {args.skilled}: its folder does not exist; make it first")
     for name in ("n_train", "batch_size", "lr", "settle_steps", "choices_lr", "choices_steps"):
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: want a number above 0")
