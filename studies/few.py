@@ -59,7 +59,7 @@ def measures(record):
         "rlvr": rlvr,
         "E[TV]": exact["total_variation"],
         "exact": exact["accuracy"],
-        "at choices": exact["at_choices"],
+        "at choices": math.nan if exact["at_choices"] is None else exact["at_choices"],  # None: nothing replaced
     }
     for name in SCORES:
         found[name] = smallest_ratio(record[name], rlvr - 0.05)

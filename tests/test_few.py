@@ -50,6 +50,14 @@ def test_claims_compare_with_the_exact_rule():
     assert claims["speculative"]["effect"] == pytest.approx(0.3)
 
 
+def test_a_pair_in_which_nothing_is_replaced_has_no_part_at_choices():
+    equal = record()
+    equal["speculative"][0].update(ratio=0.0, at_choices=None)
+    few.print_pairs({1: few.measures(equal)})
+    claims = few.claims_of([few.measures(equal), few.measures(record())])
+    assert claims[-1]["values"] == pytest.approx([0.3])
+
+
 def test_the_records_decide():
     records = common.read_records(ROOT / "studies" / "results" / "few.jsonl")
     rows = few.claims_of([few.measures(record) for record in records.values()])
